@@ -1,0 +1,96 @@
+# isopod: two commands on a fresh Debian machine with Rust:
+#   make demo   shows a real image running in a virtual machine of its own
+#   make test   runs every test
+# `make help` lists the rest.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+ENGINE  ?= auto
+PROFILE ?= release
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BIN_DIR    := $(TARGET_DIR)/$(PROFILE)
+# What guests boot; tests and the demonstration look here.
+GUEST_DIR  := $(TARGET_DIR)/guest-artifacts
+TRIPLE     := x86_64-unknown-linux-gnu
+AGENT      := $(TARGET_DIR)/guest/$(TRIPLE)/guest/isopod-agent
+
+# What the build, the guest kernel and the tests need beyond Rust, as Debian packages.
+PACKAGES := bc bison busybox-static ca-certificates containerd cpio erofs-utils flex gcc iproute2 \
+            libc6-dev libelf-dev linux-source-6.12 make python3 qemu-system-common qemu-system-x86 \
+            runc seabios xz-utils
+
+export ISOPOD_BIN_DIR := $(abspath $(BIN_DIR))
+export ISOPOD_KERNEL  := $(abspath $(GUEST_DIR)/vmlinux)
+export ISOPOD_IMAGE   := $(abspath $(GUEST_DIR)/guest.erofs)
+export ISOPOD_ENGINE  := $(ENGINE)
+
+.PHONY: help deps build host agent kernel image guest demo test lint bench install clean
+
+help:
+	@echo 'make demo [ENGINE=auto|qemu]   run an OCI image in a virtual machine of its own, with private containerd'
+	@echo 'make test [TESTS=name]         every test, or the end-to-end tests whose names contain TESTS'
+	@echo 'make build                     host binaries, guest kernel, guest image'
+	@echo 'make install [DESTDIR=] [PREFIX=/usr/local]'
+	@echo 'make bench                     performance tables; JSON in $(TARGET_DIR)/bench'
+	@echo 'make lint                      rustfmt, clippy, house rules, cargo deny'
+	@echo 'make deps                      install missing Debian packages'
+	@echo 'make clean                     remove build products (the kernel cache stays)'
+
+# Installs what is missing, and says what; silent when nothing is.
+deps:
+	@missing=; for package in $(PACKAGES); do \
+	  dpkg-query -W -f '$${db:Status-Abbrev}' "$$package" 2>/dev/null | grep -q '^ii' || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing Debian packages:$$missing"; \
+	  if [ "$$(id -u)" -ne 0 ]; then echo "not root: run  sudo apt-get install --no-install-recommends$$missing"; exit 1; fi; \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+	fi
+
+build: host guest
+
+host: deps
+	cargo build --locked --profile $(PROFILE) --workspace --exclude isopod-agent --exclude isopod-tests --exclude isopod-xtask
+
+# Static and without a C library on disk: the guest image holds nothing else. A target of its own
+# keeps the flag away from build scripts and procedural macros.
+agent: deps
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile guest --target $(TRIPLE) \
+	  --target-dir $(TARGET_DIR)/guest --package isopod-agent
+
+kernel: deps
+	guest-kernel/build $(GUEST_DIR)
+
+image: agent
+	mkdir -p $(GUEST_DIR)
+	rootfs-builder/build $(AGENT) $(GUEST_DIR)/guest.erofs
+
+guest: kernel image
+
+demo: build
+	cargo run --quiet --locked --profile $(PROFILE) --package isopod-tests --bin isopod-demo
+
+test: build
+	rootfs-builder/test $(AGENT)
+	cargo xtask test $(TESTS)
+
+bench: build
+	cargo run --quiet --locked --profile $(PROFILE) --package isopod-tests --bin isopod-bench -- $(BENCH)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo xtask rules
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
+	else echo 'cargo deny is not installed: licences of dependencies were not checked (cargo install --locked cargo-deny)'; fi
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/isopod $(DESTDIR)$(PREFIX)/share/isopod $(DESTDIR)/etc/isopod
+	install -m 755 $(BIN_DIR)/containerd-shim-isopod-v2 $(BIN_DIR)/isopod $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(BIN_DIR)/isopod-fs $(BIN_DIR)/isopod-jail $(DESTDIR)$(PREFIX)/libexec/isopod/
+	install -m 644 $(GUEST_DIR)/vmlinux $(GUEST_DIR)/guest.erofs $(DESTDIR)$(PREFIX)/share/isopod/
+	[ -e $(DESTDIR)/etc/isopod/isopod.toml ] || sed 's|/usr/local/|$(PREFIX)/|g' runtime/settings/isopod.toml > $(DESTDIR)/etc/isopod/isopod.toml
+
+clean:
+	cargo clean
