@@ -41,21 +41,38 @@ pub struct Tree {
     pub files: Vec<SourceFile>,
     /// The workspace's crates.
     pub crates: Vec<Crate>,
+    /// Crates from outside: "name version" and licence expression.
+    pub dependencies: Vec<(String, Option<String>)>,
+    /// Licences that `deny.toml` allows.
+    pub allowed_licences: Vec<String>,
 }
 
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
     workspace_root: PathBuf,
+    workspace_members: Vec<String>,
 }
 
 #[derive(Deserialize)]
 struct Package {
+    id: String,
     name: String,
+    version: String,
     manifest_path: PathBuf,
     license: Option<String>,
     dependencies: Vec<Dependency>,
     targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Deny {
+    licenses: DenyLicenses,
+}
+
+#[derive(Deserialize)]
+struct DenyLicenses {
+    allow: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -75,63 +92,89 @@ impl Tree {
     pub fn load() -> Result<Self> {
         let metadata: Metadata = serde_json::from_slice(&output(Command::new("cargo").args([
             "metadata",
-            "--no-deps",
             "--format-version=1",
             "--locked",
+            "--filter-platform=x86_64-unknown-linux-gnu",
         ]))?)?;
         let top = &metadata.workspace_root;
-        let listed = output(
-            Command::new("git")
-                .args(["ls-files", "-co", "--exclude-standard", "--", "*.rs"])
-                .current_dir(top),
-        )?;
-        let files = String::from_utf8(listed)?
-            .lines()
-            .filter(|path| top.join(path).is_file())
-            .map(|path| {
-                let text =
-                    fs::read_to_string(top.join(path)).with_context(|| format!("read {path}"))?;
-                Ok(SourceFile {
-                    path: path.to_owned(),
-                    text,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let crates = metadata
+        let (ours, others): (Vec<_>, Vec<_>) = metadata
             .packages
             .into_iter()
-            .map(|package| {
-                let folder = package
-                    .manifest_path
-                    .parent()
-                    .context("a manifest lies in a folder")?;
-                Ok(Crate {
-                    folder: relative(top, folder)?,
-                    name: package.name,
-                    license: package.license,
-                    roots: package
-                        .targets
-                        .iter()
-                        .filter(|target| {
-                            target
-                                .kind
-                                .iter()
-                                .any(|kind| kind == "lib" || kind == "bin")
-                        })
-                        .map(|target| relative(top, &target.src_path))
-                        .collect::<Result<_>>()?,
-                    imports: package
-                        .dependencies
-                        .iter()
-                        .filter(|dependency| dependency.kind.as_deref() != Some("dev"))
-                        .filter_map(|dependency| dependency.path.as_deref())
-                        .map(|path| relative(top, path))
-                        .collect::<Result<_>>()?,
+            .partition(|package| metadata.workspace_members.contains(&package.id));
+        let deny = fs::read_to_string(top.join("deny.toml")).context("read deny.toml")?;
+        let deny: Deny = toml::from_str(&deny).context("parse deny.toml")?;
+        Ok(Self {
+            files: sources(top)?,
+            crates: ours
+                .into_iter()
+                .map(|package| package.into_crate(top))
+                .collect::<Result<_>>()?,
+            dependencies: others
+                .into_iter()
+                .map(|package| {
+                    (
+                        format!("{} {}", package.name, package.version),
+                        package.license,
+                    )
                 })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { files, crates })
+                .collect(),
+            allowed_licences: deny.licenses.allow,
+        })
     }
+}
+
+impl Package {
+    fn into_crate(self, top: &Path) -> Result<Crate> {
+        let folder = self
+            .manifest_path
+            .parent()
+            .context("a manifest lies in a folder")?;
+        let shipped = |target: &&Target| {
+            target
+                .kind
+                .iter()
+                .any(|kind| kind == "lib" || kind == "bin")
+        };
+        Ok(Crate {
+            folder: relative(top, folder)?,
+            name: self.name,
+            license: self.license,
+            roots: self
+                .targets
+                .iter()
+                .filter(shipped)
+                .map(|target| relative(top, &target.src_path))
+                .collect::<Result<_>>()?,
+            imports: self
+                .dependencies
+                .iter()
+                .filter(|dependency| dependency.kind.as_deref() != Some("dev"))
+                .filter_map(|dependency| dependency.path.as_deref())
+                .map(|path| relative(top, path))
+                .collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Rust files that git tracks, or would: new files count before they are committed.
+fn sources(top: &Path) -> Result<Vec<SourceFile>> {
+    let listed = output(
+        Command::new("git")
+            .args(["ls-files", "-co", "--exclude-standard", "--", "*.rs"])
+            .current_dir(top),
+    )?;
+    String::from_utf8(listed)?
+        .lines()
+        .filter(|path| top.join(path).is_file())
+        .map(|path| {
+            let text =
+                fs::read_to_string(top.join(path)).with_context(|| format!("read {path}"))?;
+            Ok(SourceFile {
+                path: path.to_owned(),
+                text,
+            })
+        })
+        .collect()
 }
 
 fn relative(top: &Path, path: &Path) -> Result<String> {

@@ -65,7 +65,6 @@ mod tests {
 
     fn tree(folder: &str, import: &str) -> Tree {
         Tree {
-            files: Vec::new(),
             crates: vec![Crate {
                 name: String::new(),
                 folder: folder.into(),
@@ -73,6 +72,7 @@ mod tests {
                 roots: Vec::new(),
                 imports: [import.to_owned()].into(),
             }],
+            ..Tree::default()
         }
     }
 

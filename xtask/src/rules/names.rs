@@ -46,7 +46,7 @@ mod tests {
                 path: path.into(),
                 text: String::new(),
             }],
-            crates: Vec::new(),
+            ..Tree::default()
         };
         assert_eq!(check(&tree("runtime/shim/src/task_manager.rs")).len(), 1);
         assert_eq!(check(&tree("runtime/utils/src/lib.rs")).len(), 1);

@@ -45,7 +45,7 @@ mod tests {
                 path: "a.rs".into(),
                 text,
             }],
-            crates: Vec::new(),
+            ..Tree::default()
         })
         .len()
     }

@@ -72,6 +72,7 @@ mod tests {
                 roots: vec![path],
                 imports: Default::default(),
             }],
+            ..Tree::default()
         }
     }
 
