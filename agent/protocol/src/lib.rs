@@ -3,6 +3,8 @@
 //! Place in the flow: `sandbox` speaks it on the host, `agent` answers it in the guest.
 //! Imports no sibling; `sandbox` and `agent/agent` import it.
 
+#![forbid(unsafe_code)]
+
 pub mod limits;
 pub mod paths;
 pub mod ports;
