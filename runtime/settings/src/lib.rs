@@ -4,6 +4,14 @@
 //! Imports no sibling.
 #![forbid(unsafe_code)]
 
-/// Everything an operator can configure.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {}
+mod annotation;
+mod check;
+mod key;
+mod load;
+mod values;
+
+pub use annotation::{ANNOTATION_PREFIX, Annotation};
+pub use load::{DEFAULT_PATH, Error};
+pub use values::{
+    Accelerator, Annotations, EngineChoice, Fs, Jail, LogLevel, Paths, Qemu, Settings, Timeouts, Vm,
+};
