@@ -1,1 +1,98 @@
-//! Placeholder until its content lands.
+//! Guest memory: the one place that names `vm-memory`'s types.
+//!
+//! Place in the flow: everything that touches a guest's memory (`virtio`, `devices`, `fs`, later the
+//! monitor) gets its types from here, so that another version or another bitmap is a change of one
+//! file. Imports no sibling.
+//!
+//! The memory is shared with a guest that may change any byte at any time. It is therefore never
+//! seen as a Rust slice: bytes are copied out once and judged after that, or moved between the
+//! guest and a socket by the kernel (see [`socket`]).
+
+pub mod socket;
+
+use std::ops::Range;
+
+/// The trait behind [`GuestMemory`]: what generic code of other crates is written against.
+pub use vm_memory::GuestMemory as AddressSpace;
+pub use vm_memory::{
+    ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError,
+    GuestMemoryLoadGuard, GuestMemoryRegion, Le16, Le32, Le64, ReadVolatile, VolatileMemoryError,
+    WriteVolatile,
+};
+
+/// How dirty pages are tracked: not yet at all. With `()` a vhost-user back end must not offer
+/// `VHOST_USER_PROTOCOL_F_LOG_SHMFD` (vhost-user-backend panics when the front end uses it).
+pub type DirtyBitmap = ();
+
+/// A guest's memory: mapped regions at guest-physical addresses.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyBitmap>;
+
+/// A guest's memory whose regions the front end may replace while devices run: take a snapshot with
+/// [`GuestAddressSpace::memory`] for one round of work, never for longer.
+pub type GuestMemoryHandle = GuestMemoryAtomic<GuestMemory>;
+
+/// A piece of guest memory that is mapped here.
+pub type GuestSlice<'a> = vm_memory::VolatileSlice<'a, DirtyBitmap>;
+
+/// Anonymous memory at the given guest-physical ranges: for tests and for tools without a guest.
+///
+/// # Errors
+/// When the ranges overlap or the kernel refuses the mapping.
+pub fn anonymous(ranges: &[Range<u64>]) -> Result<GuestMemory, AnonymousMemoryError> {
+    let mut regions = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let bytes = range
+            .end
+            .checked_sub(range.start)
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or_else(|| AnonymousMemoryError::BadRange(range.clone()))?;
+        regions.push((GuestAddress(range.start), bytes));
+    }
+    GuestMemory::from_ranges(&regions).map_err(|e| AnonymousMemoryError::Map(e.to_string()))
+}
+
+/// Why [`anonymous`] memory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AnonymousMemoryError {
+    /// A range ends before it begins.
+    #[error("memory range {0:#x?} ends before it begins")]
+    BadRange(Range<u64>),
+    /// Overlapping regions, or the kernel refused.
+    #[error("map guest memory: {0}")]
+    Map(String),
+}
+
+/// Whether all of `bytes` bytes from `start` are guest memory. An empty range is inside only if its
+/// address is.
+pub fn contains(memory: &GuestMemory, start: GuestAddress, bytes: u64) -> bool {
+    usize::try_from(bytes).is_ok_and(|bytes| memory.check_range(start, bytes.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_inside_only_if_all_of_it_is() {
+        let memory = anonymous(&[0x1000..0x3000, 0x3000..0x4000, 0x8000..0x9000]).unwrap();
+        let inside = |start, bytes| contains(&memory, GuestAddress(start), bytes);
+        assert!(inside(0x1000, 0x3000), "adjacent regions count as one");
+        assert!(inside(0x8fff, 1));
+        assert!(!inside(0x8fff, 2));
+        assert!(!inside(0x3fff, 0x5000), "a hole in the middle");
+        assert!(!inside(0xfff, 1));
+        assert!(!inside(u64::MAX, 2), "the address wraps");
+        assert!(!inside(0x1000, u64::MAX));
+        assert!(!inside(0x5000, 0));
+    }
+
+    #[test]
+    fn a_backward_range_is_refused() {
+        #[expect(clippy::reversed_empty_ranges, reason = "that is what is tested")]
+        let ranges = [0x2000..0x1000];
+        assert!(matches!(
+            anonymous(&ranges),
+            Err(AnonymousMemoryError::BadRange(_))
+        ));
+    }
+}

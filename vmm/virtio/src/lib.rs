@@ -1,1 +1,40 @@
-//! Placeholder until its content lands.
+//! What virtio devices share: queues, descriptor chains, their state as data.
+//!
+//! Place in the flow: between a transport (vhost-user in `fs`, later virtio-mmio) and a device in
+//! `devices`. Every transport holds its rings as a [`Queue`] of the `virtio-queue` crate; for one
+//! round of work it lends them to the device, which sees each through a [`LiveQueue`]: pop checked
+//! chains, answer them, say at the end whether the driver wants a signal. The same device code so
+//! runs behind every transport.
+//!
+//! Imported by `devices`, `fs` and, later, the monitor's transports. Imports `memory` only.
+//!
+//! What a guest writes into its rings is hostile until checked here. A malformed chain is counted
+//! and answered with nothing written; broken rings stop the queue until the driver resets it;
+//! nothing panics and nothing is allocated by a number that the guest chose.
+#![forbid(unsafe_code)]
+
+mod chain;
+mod cursor;
+mod queue;
+mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use chain::{Chain, ChainError, ChainLimits};
+pub use cursor::{Readable, ShortChain, Writable};
+pub use queue::{LiveQueue, QueueCounters, QueueError};
+pub use state::{QueueState, QueueStateError};
+/// A split ring as the transports hold it.
+pub use virtio_queue::{Queue, QueueT};
+
+/// Device-independent feature bits (virtio 1.2, 6), as masks.
+pub mod feature {
+    use virtio_bindings::{virtio_config, virtio_ring};
+
+    /// Descriptors may point at a table of descriptors.
+    pub const INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+    /// Both sides say at which index they want the next notification.
+    pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+    /// Not a legacy device.
+    pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+}

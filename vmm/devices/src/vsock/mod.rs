@@ -1,0 +1,34 @@
+//! The virtio-vsock device (virtio 1.2, 5.10): a guest's AF_VSOCK ports joined to the host's AF_UNIX
+//! sockets, wholly in user space. Host side as in Firecracker:
+//!
+//! - a host program connects to the device's listening socket and sends `CONNECT <port>\n`; once the
+//!   guest has accepted it gets `OK <host port>\n`, and from then on the stream is the connection;
+//! - a guest that connects to host port P reaches the AF_UNIX socket `<connect_dir>/vsock_P`, or is
+//!   reset if nobody listens there.
+//!
+//! ```text
+//!            guest                         device                              host
+//!   AF_VSOCK   <--  tx queue 1 -->  packet -> muxer -> connection  <---->  AF_UNIX stream
+//!              <--  rx queue 0 --     (pure: credit, states)   host (epoll, listener, timer)
+//!              <--  event queue 2
+//! ```
+//!
+//! # For a transport
+//!
+//! One thread owns the [`VsockDevice`]. It watches [the device's descriptor](VsockDevice::as_fd) for
+//! reading, beside the queues' notifications, and calls [`VsockDevice::handle`] with all three
+//! queues when either fires. The answer says which queues' interrupt to raise. Nothing blocks, no
+//! other thread runs; timers are in the same descriptor.
+//!
+//! | file | job |
+//! |---|---|
+//! | `device.rs` | queues to packets and back, state, reset |
+//! | `muxer.rs` | the table of connections, whose turn it is |
+//! | `connection.rs` | one connection's life |
+//! | `credit.rs` | flow control, and the buffer that it bounds |
+//! | `host.rs` | epoll, listener, handshake, timer, connecting out |
+//! | `packet.rs` | the header on the wire |
+
+mod device;
+
+pub use device::{Cause, Signals, VsockConfig, VsockDevice, VsockError, VsockQueues};
