@@ -1,1 +1,31 @@
-fn main() {}
+//! The end-to-end suites: what a user of containerd sees. Each case that runc can run is proven on runc.
+#![forbid(unsafe_code)]
+
+mod exit_codes;
+mod filesystem;
+mod identity;
+mod limits;
+mod streams;
+mod tasks;
+mod terminal;
+
+use std::process::ExitCode;
+
+use isopod_tests::Suite;
+
+const SUITE: Suite = Suite {
+    name: "e2e",
+    groups: &[
+        ("exit_codes", exit_codes::CASES),
+        ("filesystem", filesystem::CASES),
+        ("limits", limits::CASES),
+        ("tasks", tasks::CASES),
+        ("identity", identity::CASES),
+        ("streams", streams::CASES),
+        ("terminal", terminal::CASES),
+    ],
+};
+
+fn main() -> ExitCode {
+    SUITE.main()
+}

@@ -11,8 +11,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bed;
-pub mod containerd;
 pub mod container;
+pub mod containerd;
 pub mod events;
 pub mod image;
 pub mod leftovers;
@@ -37,21 +37,27 @@ macro_rules! check_eq {
     ($left:expr, $right:expr $(,)?) => {
         $crate::check_eq!($left, $right, "{}", stringify!($left))
     };
-    ($left:expr, $right:expr, $($context:tt)+) => {{
-        let (left, right) = (&$left, &$right);
-        if left != right {
-            ::anyhow::bail!("{}:\n  got      {:?}\n  expected {:?}", format!($($context)+), left, right);
+    ($left:expr, $right:expr, $($context:tt)+) => {
+        match (&$left, &$right) {
+            (left, right) => if left != right {
+                ::anyhow::bail!(
+                    "{}:\n  got      {:?}\n  expected {:?}", format!($($context)+), left, right
+                );
+            }
         }
-    }};
+    };
 }
 
 /// Fails the case unless `text` contains `part`.
 #[macro_export]
 macro_rules! check_contains {
-    ($text:expr, $part:expr $(,)?) => {{
-        let (text, part) = (&$text, &$part);
-        if !text.contains(part) {
-            ::anyhow::bail!("{} lacks {:?}:\n{}", stringify!($text), part, text);
+    ($text:expr, $part:expr $(,)?) => {
+        match (&$text, &$part) {
+            (text, part) => {
+                if !text.contains(part) {
+                    ::anyhow::bail!("{} lacks {:?}:\n{}", stringify!($text), part, text);
+                }
+            }
         }
-    }};
+    };
 }

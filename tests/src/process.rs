@@ -2,8 +2,8 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    process::{Child, Command, ExitStatus, Stdio},
     os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -64,7 +64,9 @@ pub fn shorten(text: &str) -> String {
 }
 
 fn code_of(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 fn collect(stream: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
@@ -84,7 +86,11 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
 pub fn run(command: &mut Command, stdin: Option<Vec<u8>>, limit: Duration) -> Result<Finished> {
     let began = Instant::now();
     let mut child = command
-        .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -98,7 +104,8 @@ pub fn run(command: &mut Command, stdin: Option<Vec<u8>>, limit: Duration) -> Re
     let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
     let status = wait(&mut child, limit)?;
     let took = began.elapsed();
-    let (stdout, stderr) = (drain(&out, began + limit), drain(&err, began + limit));
+    let soon = Instant::now() + Duration::from_secs(2);
+    let (stdout, stderr) = (drain(&out, soon), drain(&err, soon));
     let Some(status) = status else {
         bail!(
             "{command:?} was not done after {limit:?}\nstdout: {}\nstderr: {}",
@@ -106,12 +113,45 @@ pub fn run(command: &mut Command, stdin: Option<Vec<u8>>, limit: Duration) -> Re
             shorten(&String::from_utf8_lossy(&stderr))
         );
     };
-    Ok(Finished { code: code_of(status), stdout, stderr, took })
+    Ok(Finished {
+        code: code_of(status),
+        stdout,
+        stderr,
+        took,
+    })
 }
 
-/// Reads until the stream ends; a grandchild that still holds it gets two seconds and no more.
+/// Runs a program whose standard input stays open, and empty, until it ends: it can tell from that whether
+/// this process lives.
+pub fn run_held(command: &mut Command, limit: Duration) -> Result<Finished> {
+    let began = Instant::now();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {command:?}"))?;
+    // `Child::wait` would close it.
+    let held = child.stdin.take();
+    let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
+    let status = wait(&mut child, limit)?;
+    drop(held);
+    let soon = Instant::now() + Duration::from_secs(2);
+    let (stdout, mut stderr) = (drain(&out, soon), drain(&err, soon));
+    if status.is_none() {
+        stderr.extend_from_slice(format!("\nnot done after {limit:?}: killed\n").as_bytes());
+    }
+    let code = status.map_or(124, code_of);
+    Ok(Finished {
+        code,
+        stdout,
+        stderr,
+        took: began.elapsed(),
+    })
+}
+
+/// Reads until the stream ends, which a grandchild that holds it must not delay.
 fn drain(chunks: &Receiver<Vec<u8>>, until: Instant) -> Vec<u8> {
-    let until = until.min(Instant::now() + Duration::from_secs(2));
     let mut all = Vec::new();
     while let Ok(mut chunk) = chunks.recv_timeout(until.saturating_duration_since(Instant::now())) {
         all.append(&mut chunk);
@@ -173,8 +213,14 @@ impl Background {
             .with_context(|| format!("start {command:?}"))?;
         let (sender, lines) = mpsc::channel();
         for stream in [
-            child.stdout.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
-            child.stderr.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
+            child
+                .stdout
+                .take()
+                .map(|s| Box::new(s) as Box<dyn Read + Send>),
+            child
+                .stderr
+                .take()
+                .map(|s| Box::new(s) as Box<dyn Read + Send>),
         ]
         .into_iter()
         .flatten()
@@ -182,13 +228,20 @@ impl Background {
             let sender = sender.clone();
             thread::spawn(move || {
                 for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-                    if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    if sender
+                        .send(String::from_utf8_lossy(&line).into_owned())
+                        .is_err()
+                    {
                         break;
                     }
                 }
             });
         }
-        Ok(Self { child, lines, seen: Vec::new() })
+        Ok(Self {
+            child,
+            lines,
+            seen: Vec::new(),
+        })
     }
 
     /// Its process id.
@@ -203,7 +256,10 @@ impl Background {
         }
         let until = Instant::now() + limit;
         loop {
-            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match self
+                .lines
+                .recv_timeout(until.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => {
                     self.seen.push(line.clone());
                     if wanted(&line) {
@@ -211,10 +267,16 @@ impl Background {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("no such line within {limit:?}; seen:\n{}", self.seen.join("\n"))
+                    bail!(
+                        "no such line within {limit:?}; seen:\n{}",
+                        self.seen.join("\n")
+                    )
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("it ended without such a line; seen:\n{}", self.seen.join("\n"))
+                    bail!(
+                        "it ended without such a line; seen:\n{}",
+                        self.seen.join("\n")
+                    )
                 }
             }
         }
@@ -234,7 +296,11 @@ impl Background {
 
     /// Writes to its standard input.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let pipe = self.child.stdin.as_mut().context("its standard input is closed")?;
+        let pipe = self
+            .child
+            .stdin
+            .as_mut()
+            .context("its standard input is closed")?;
         pipe.write_all(bytes)?;
         Ok(pipe.flush()?)
     }
@@ -248,7 +314,10 @@ impl Background {
     pub fn finish(&mut self, limit: Duration) -> Result<i32> {
         match wait(&mut self.child, limit)? {
             Some(status) => Ok(code_of(status)),
-            None => bail!("still running after {limit:?}; seen:\n{}", self.lines().join("\n")),
+            None => bail!(
+                "still running after {limit:?}; seen:\n{}",
+                self.lines().join("\n")
+            ),
         }
     }
 }

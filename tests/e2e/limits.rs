@@ -1,0 +1,95 @@
+//! Memory, processes, CPU.
+
+use anyhow::Result;
+use isopod_tests::{Bed, Case, check_contains, check_eq, spec::spec};
+use serde_json::json;
+
+/// The cases.
+pub const CASES: &[Case] = &[
+    Case::both("memory_limit_kills_and_is_told", out_of_memory),
+    Case::both("memory_limit_of_an_exec_spares_init", exec_out_of_memory),
+    Case::both("memory_within_the_limit_is_usable", within),
+    Case::both("process_limit", processes),
+    Case::both("cpu_limit_is_set", cpu),
+];
+
+/// Anonymous memory: a shell variable that doubles.
+const EAT: &str = "x=0123456789abcdef; while true; do x=$x$x; done";
+
+fn out_of_memory(bed: &Bed) -> Result<()> {
+    let mut events = bed.events()?;
+    let run = bed.container().flags(["--memory-limit", "33554432"]);
+    let finished = run.run(["sh", "-c", &format!("sh -c '{EAT}'; exit $?")])?;
+    check_eq!(finished.code, 137);
+    let oom = events.wait("/tasks/oom", |event| event.text("container_id") == run.id())?;
+    check_eq!(oom.text("container_id"), run.id());
+    Ok(())
+}
+
+fn exec_out_of_memory(bed: &Bed) -> Result<()> {
+    let mut events = bed.events()?;
+    let container = bed
+        .container()
+        .flags(["--memory-limit", "33554432"])
+        .sleeping()?;
+    container.exec(["sh", "-c", EAT])?.code_is(137)?;
+    events.wait("/tasks/oom", |event| {
+        event.text("container_id") == container.id
+    })?;
+    check_eq!(container.output(["echo", "alive"])?, "alive");
+    container.end()
+}
+
+fn within(bed: &Bed) -> Result<()> {
+    let mount = "type=tmpfs,src=tmpfs,dst=/scratch,options=size=64m";
+    let run = bed
+        .container()
+        .flags(["--memory-limit", "67108864", "--mount", mount]);
+    let run = run
+        .run([
+            "sh",
+            "-c",
+            "head -c 41943040 /dev/zero > /scratch/f && wc -c < /scratch/f",
+        ])?
+        .ok()?;
+    check_eq!(run.out(), "41943040\n");
+    Ok(())
+}
+
+fn processes(bed: &Bed) -> Result<()> {
+    let script =
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 100 & done; echo unreachable";
+    let mut spec = spec(
+        &bed.rootfs()?,
+        &format!("/{}/pids", bed.namespace),
+        &["sh", "-c", script],
+    );
+    spec["linux"]["resources"]["pids"] = json!({ "limit": 8 });
+    let run = bed.container().spec(&spec)?.run([])?;
+    anyhow::ensure!(
+        run.code != 0,
+        "16 processes were possible under a limit of 8"
+    );
+    check_contains!(run.err(), "fork");
+    Ok(())
+}
+
+fn cpu(bed: &Bed) -> Result<()> {
+    // Under a quota of a tenth of a CPU, a tenth of a second of work takes about a second.
+    let flags = ["--cpu-quota", "10000", "--cpu-period", "100000"];
+    let container = bed.container().flags(flags).sleeping()?;
+    let script = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; \
+        cat /sys/fs/cgroup/cpu.stat /sys/fs/cgroup/cpu/cpu.stat 2>/dev/null; cat /proc/self/cgroup";
+    let out = container.exec(["sh", "-c", script])?.ok()?.out();
+    let throttled = out
+        .lines()
+        .find_map(|line| line.strip_prefix("nr_throttled "));
+    if let Some(count) = throttled {
+        anyhow::ensure!(count.trim() != "0", "never throttled:\n{out}");
+    } else {
+        // The controller's files are not shown in the container: ask the runtime.
+        let metrics = bed.ctr_run(["task", "metrics", &container.id])?.ok()?.out();
+        check_contains!(metrics.to_lowercase(), "thrott");
+    }
+    container.end()
+}

@@ -1,0 +1,133 @@
+//! Standard input, output and error.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use isopod_tests::{Bed, Case, check_eq, image::sha256};
+
+/// The cases.
+pub const CASES: &[Case] = &[
+    Case::both("stdout_and_stderr_stay_apart", apart),
+    Case::both("stdin_is_read_to_its_end", stdin),
+    Case::both("stdin_of_an_exec", exec_stdin),
+    Case::both("no_stdin_is_end_of_file", no_stdin),
+    Case::both("a_line_arrives_while_the_process_runs", interactive),
+    Case::both("output_without_newline_is_not_lost", last_bytes),
+    Case::both("bytes_are_not_touched", bytes),
+    Case::both("output_of_a_fast_exit_is_whole", fast_exit),
+    Case::both("output_after_init_forked_away", grandchild),
+];
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn apart(bed: &Bed) -> Result<()> {
+    let run = bed
+        .container()
+        .run(["sh", "-c", "echo to-out; echo to-err >&2; echo more"])?
+        .ok()?;
+    check_eq!(run.out(), "to-out\nmore\n");
+    check_eq!(run.err(), "to-err\n");
+    let container = bed.container().sleeping()?;
+    let run = container
+        .exec(["sh", "-c", "echo to-err >&2; echo to-out"])?
+        .ok()?;
+    check_eq!(run.out(), "to-out\n");
+    check_eq!(run.err(), "to-err\n");
+    container.end()
+}
+
+fn stdin(bed: &Bed) -> Result<()> {
+    // `ctr run` forgets an end of file that comes before the task does: end it once output has come.
+    let mut run = bed.container().background(["cat"])?;
+    run.write(b"one\ntwo\n")?;
+    run.line(SOON, |line| line == "two")?;
+    run.close_stdin();
+    check_eq!(run.finish(SOON)?, 0);
+    check_eq!(run.lines(), ["one", "two"]);
+    Ok(())
+}
+
+fn exec_stdin(bed: &Bed) -> Result<()> {
+    let container = bed.container().sleeping()?;
+    let run = container
+        .exec_reading("alpha\nbeta\n", ["sort", "-r"])?
+        .ok()?;
+    check_eq!(run.out(), "beta\nalpha\n");
+    container.end()
+}
+
+fn no_stdin(bed: &Bed) -> Result<()> {
+    let container = bed.container().start(["cat"])?;
+    container.becomes("STOPPED")?;
+    check_eq!(container.delete_task()?, 0);
+    container.remove()
+}
+
+fn interactive(bed: &Bed) -> Result<()> {
+    let container = bed.container();
+    let mut run = container.background([
+        "sh",
+        "-c",
+        "while read line; do echo got $line; done; echo end",
+    ])?;
+    for word in ["first", "second", "third"] {
+        run.write(format!("{word}\n").as_bytes())?;
+        run.line(Duration::from_secs(60), |line| {
+            line == format!("got {word}")
+        })?;
+    }
+    run.close_stdin();
+    run.line(Duration::from_secs(20), |line| line == "end")?;
+    check_eq!(run.finish(Duration::from_secs(20))?, 0);
+    Ok(())
+}
+
+fn last_bytes(bed: &Bed) -> Result<()> {
+    let run = bed
+        .container()
+        .run(["sh", "-c", "printf no-newline; printf err >&2; exit 3"])?;
+    let run = run.code_is(3)?;
+    check_eq!(run.out(), "no-newline");
+    check_eq!(run.err(), "err");
+    Ok(())
+}
+
+fn bytes(bed: &Bed) -> Result<()> {
+    let all: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let container = bed.container().sleeping()?;
+    let run = container.exec_reading(all.clone(), ["cat"])?.ok()?;
+    check_eq!(
+        sha256(&run.stdout),
+        sha256(&all),
+        "what cat copied ({} bytes)",
+        run.stdout.len()
+    );
+    container.end()
+}
+
+fn fast_exit(bed: &Bed) -> Result<()> {
+    let container = bed.container().sleeping()?;
+    for size in [1, 4095, 65536, 200_000] {
+        let run = container
+            .exec(["sh", "-c", &format!("head -c {size} /dev/zero")])?
+            .ok()?;
+        check_eq!(run.stdout.len(), size);
+    }
+    container.end()
+}
+
+fn grandchild(bed: &Bed) -> Result<()> {
+    // The exit of init ends the container: its orphans must not hold `ctr` back.
+    let began = Instant::now();
+    let run = bed
+        .container()
+        .run(["sh", "-c", "sleep 300 & echo parent"])?
+        .ok()?;
+    check_eq!(run.out(), "parent\n");
+    anyhow::ensure!(
+        began.elapsed() < Duration::from_secs(60),
+        "took {:?}",
+        began.elapsed()
+    );
+    Ok(())
+}
