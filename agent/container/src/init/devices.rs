@@ -1,0 +1,92 @@
+//! What is in a container's /dev: the default devices, the specification's, the usual links.
+
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use rustix::fs::{FileType, makedev};
+
+use super::InitError;
+use crate::{mounts::paths::Root, spec::invalid};
+
+/// "Default Devices" of the runtime specification: all character devices, mode 0666. The console is
+/// bound when there is a terminal; ptmx is a link into the container's devpts.
+const DEFAULT: &[(&str, u32, u32)] = &[
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// "Dev symbolic links" of the runtime specification, and runc's /dev/core.
+const LINKS: &[(&str, &str)] = &[
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+];
+
+/// Makes all of it.
+pub(super) fn make(root: &Root, devices: &[LinuxDevice]) -> Result<(), InitError> {
+    for (path, major, minor) in DEFAULT {
+        let listed = devices.iter().any(|d| d.path() == Path::new(path));
+        if !listed {
+            root.make_node(
+                Path::new(path),
+                FileType::CharacterDevice,
+                makedev(*major, *minor),
+                0o666,
+                (0, 0),
+            )?;
+        }
+    }
+    for (index, device) in devices.iter().enumerate() {
+        // runc skips it too: the container's own ptmx and console take these places.
+        if device.path() == Path::new("/dev/ptmx") || device.path() == Path::new("/dev/console") {
+            continue;
+        }
+        let kind = match device.typ() {
+            LinuxDeviceType::B => FileType::BlockDevice,
+            LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+            LinuxDeviceType::P => FileType::Fifo,
+            LinuxDeviceType::A => {
+                return Err(invalid(
+                    format!("linux.devices[{index}].type"),
+                    "a device is one of c, b, u, p",
+                )
+                .into());
+            }
+        };
+        let number = |value: i64, name: &str| {
+            u32::try_from(value).map_err(|_| {
+                invalid(
+                    format!("linux.devices[{index}].{name}"),
+                    format!("{value} is not a device number"),
+                )
+            })
+        };
+        let (major, minor) = if kind == FileType::Fifo {
+            (0, 0)
+        } else {
+            (
+                number(device.major(), "major")?,
+                number(device.minor(), "minor")?,
+            )
+        };
+        root.make_node(
+            device.path(),
+            kind,
+            makedev(major, minor),
+            device.file_mode().unwrap_or(0o666),
+            (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
+        )?;
+    }
+    for (path, to) in LINKS {
+        root.make_link(Path::new(path), to)?;
+    }
+    if root.open(Path::new("/dev/pts/ptmx"))?.is_some() {
+        root.replace_link(Path::new("/dev/ptmx"), "pts/ptmx")?;
+    }
+    Ok(())
+}

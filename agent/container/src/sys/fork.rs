@@ -1,0 +1,62 @@
+//! clone3(2) in its fork-like form, with the cgroup chosen by descriptor.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+/// linux/sched.h; libc's constant has too few bits for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Who returned from [`fork_into`].
+pub(crate) enum Side {
+    Parent { child: i32 },
+    Child,
+}
+
+/// Forks; the child begins in `cgroup` (an open cgroup v2 directory), and in a pid namespace of its own
+/// with `new_pid_namespace`. The caller never counts against the cgroup's limits.
+///
+/// Must be called by a process with one thread: the child is then an exact copy, locks included.
+pub(crate) fn fork_into(
+    cgroup: Option<BorrowedFd<'_>>,
+    new_pid_namespace: bool,
+) -> io::Result<Side> {
+    let mut flags = 0;
+    if cgroup.is_some() {
+        flags |= CLONE_INTO_CGROUP;
+    }
+    if new_pid_namespace {
+        flags |= libc::CLONE_NEWPID as u64;
+    }
+    let args = libc::clone_args {
+        flags,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    // SAFETY: `args` is a valid clone_args of the size passed. Without CLONE_VM and without a stack the
+    // child continues on a copy of this stack, as after fork(2); the process has one thread, so no lock
+    // of another thread is copied in a locked state.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Side::Child),
+        pid => Ok(Side::Parent { child: pid as i32 }),
+    }
+}
+
+/// Rust ignores SIGPIPE at start, and exec keeps ignored signals ignored: undo it.
+pub(crate) fn default_sigpipe() {
+    // SAFETY: SIG_DFL installs no handler, so nothing can run in a signal's context.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
