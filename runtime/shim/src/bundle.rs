@@ -1,0 +1,128 @@
+//! The files that the shim keeps in a bundle beside containerd's.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Where containerd 1.6 looks for the socket after a restart.
+const ADDRESS: &str = "address";
+/// Which process serves; only in the bundle it was started for.
+const SERVER: &str = "isopod-shim.json";
+
+/// The server process of a pod, named so that a reused pid is not mistaken for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRecord {
+    /// Its pid.
+    pub pid: u32,
+    /// Clock ticks since boot (proc(5), /proc/PID/stat field 22).
+    pub start_time: u64,
+    /// The VM process's pid, once there is one: the task's pid for containerd.
+    pub task_pid: u32,
+}
+
+impl ServerRecord {
+    /// A record of the process `pid`, which lives.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        Ok(Self {
+            pid,
+            start_time: start_time(pid)?,
+            task_pid: 0,
+        })
+    }
+
+    /// The record in `bundle`, if there is a readable one.
+    pub fn read(bundle: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(bundle.join(SERVER)).ok()?).ok()
+    }
+
+    /// Writes the record to `bundle`.
+    pub fn write(&self, bundle: &Path) -> io::Result<()> {
+        replace(&bundle.join(SERVER), &serde_json::to_vec(self)?)
+    }
+
+    /// Whether the process still lives.
+    pub fn lives(&self) -> bool {
+        start_time(self.pid).is_ok_and(|found| found == self.start_time)
+    }
+}
+
+/// Writes the `address` file.
+pub fn write_address(bundle: &Path, address: &str) -> io::Result<()> {
+    replace(&bundle.join(ADDRESS), address.as_bytes())
+}
+
+/// The socket's path in the `address` file.
+pub fn read_socket(bundle: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string(bundle.join(ADDRESS)).ok()?;
+    Some(text.trim().strip_prefix("unix://")?.into())
+}
+
+/// Readers see the old or the new content, never half of one.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    fs::write(&new, content)?;
+    fs::rename(&new, path)
+}
+
+fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat: {stat:?}")))
+}
+
+/// Field 22; the second field is in parentheses and may hold anything, parentheses too. A zombie
+/// counts as ended.
+fn parse_start_time(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_of_strange_names() {
+        let rest = "1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 99 1";
+        for (stat, expected) in [
+            (format!("7 (sh) S {rest}"), Some(4242)),
+            (format!("7 (a) b) R 1) S {rest}"), Some(4242)),
+            (format!("7 (sh) Z {rest}"), None),
+            ("7 (sh) S 1".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(parse_start_time(&stat), expected, "{stat}");
+        }
+    }
+
+    #[test]
+    fn record_survives_and_knows_its_process() {
+        let bundle = tempfile::tempdir().expect("a directory");
+        assert_eq!(ServerRecord::read(bundle.path()), None);
+        let record = ServerRecord::of(std::process::id()).expect("this process lives");
+        record.write(bundle.path()).expect("written");
+        assert_eq!(ServerRecord::read(bundle.path()), Some(record.clone()));
+        assert!(record.lives());
+        let reused = ServerRecord {
+            start_time: record.start_time.wrapping_add(1),
+            ..record
+        };
+        assert!(!reused.lives());
+    }
+
+    #[test]
+    fn address_file() {
+        let bundle = tempfile::tempdir().expect("a directory");
+        assert_eq!(read_socket(bundle.path()), None);
+        write_address(bundle.path(), "unix:///run/s/x").expect("written");
+        assert_eq!(read_socket(bundle.path()), Some("/run/s/x".into()));
+    }
+}

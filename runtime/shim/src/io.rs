@@ -1,0 +1,276 @@
+//! Standard streams: containerd's fifos on one side, the sandbox's sockets on the other.
+//!
+//! ```text
+//! client --> stdin fifo --copy--> socket       ends when every writer closed the fifo; the shim holds
+//!                                              one end itself until CloseIO
+//! client <-- stdout fifo <--copy-- socket      ends when the container's last writer closed
+//! ```
+//! Output fifos are opened for reading and writing: containerd may go and come back without the
+//! container seeing a broken pipe, as with the runc shim.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use isopod_sandbox::{Stdio, StdioRequest};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{UnixStream, unix::pipe},
+    task::JoinHandle,
+    time,
+};
+
+/// One copy's buffer; a fifo holds 64 KiB.
+const BUFFER: usize = 32 << 10;
+
+/// Why a stream could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `binary://`: a logging program that the shim would have to run.
+    #[error("{0}: logging programs are not supported; use a fifo or file://")]
+    LoggingProgram(String),
+    /// Any other scheme.
+    #[error("{0}: the scheme of this stream is not known; use a fifo or file://")]
+    Scheme(String),
+    /// `file://` for standard input.
+    #[error("{0}: standard input must be a fifo")]
+    Input(String),
+    /// The fifo or file could not be opened.
+    #[error("opening {path}: {source}")]
+    Open {
+        /// The fifo or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What containerd says about a process's streams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// One stream for both directions' terminal.
+    pub terminal: bool,
+    /// A fifo; empty: none.
+    pub stdin: String,
+    /// A fifo or a URI; empty: none.
+    pub stdout: String,
+    /// A fifo or a URI; empty: none.
+    pub stderr: String,
+}
+
+impl Paths {
+    /// Which streams the process needs.
+    pub fn request(&self) -> StdioRequest {
+        StdioRequest {
+            terminal: self.terminal,
+            stdin: !self.stdin.is_empty(),
+            stdout: !self.stdout.is_empty(),
+            stderr: !self.stderr.is_empty() && !self.terminal,
+        }
+    }
+}
+
+/// A place for output.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    Path(&'a Path),
+    File(&'a Path),
+}
+
+impl<'a> Target<'a> {
+    fn parse(text: &'a str) -> Result<Self, Error> {
+        match text.split_once("://") {
+            None => Ok(Self::Path(Path::new(text))),
+            Some(("fifo", path)) => Ok(Self::Path(Path::new(path))),
+            Some(("file", path)) => Ok(Self::File(Path::new(path))),
+            Some(("binary", _)) => Err(Error::LoggingProgram(text.to_owned())),
+            Some(_) => Err(Error::Scheme(text.to_owned())),
+        }
+    }
+}
+
+type Output = Pin<Box<dyn AsyncWrite + Send>>;
+
+struct Input {
+    reader: pipe::Receiver,
+    /// While it lives, the fifo has a writer.
+    keeper: pipe::Sender,
+}
+
+/// containerd's ends, open and not yet connected.
+pub struct Opened {
+    stdin: Option<Input>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+}
+
+impl Opened {
+    /// Opens every stream that `paths` names. Waits for nobody.
+    pub fn open(paths: &Paths) -> Result<Self, Error> {
+        let wanted = paths.request();
+        Ok(Self {
+            stdin: wanted.stdin.then(|| input(&paths.stdin)).transpose()?,
+            stdout: wanted.stdout.then(|| output(&paths.stdout)).transpose()?,
+            stderr: wanted.stderr.then(|| output(&paths.stderr)).transpose()?,
+        })
+    }
+
+    /// Copies from now on between these and the sandbox's ends.
+    pub fn connect(self, stdio: Stdio) -> Copies {
+        let mut copies = Copies::default();
+        for (from, to) in [(stdio.stdout, self.stdout), (stdio.stderr, self.stderr)] {
+            if let (Some(from), Some(to)) = (from, to) {
+                let copied = copies.copied.clone();
+                let copy = tokio::spawn(copy(from, to, copied));
+                copies.outputs.push(copy);
+            }
+        }
+        if let (Some(input), Some(to)) = (self.stdin, stdio.stdin) {
+            copies.keeper = Some(input.keeper);
+            copies.input = Some(tokio::spawn(feed(input.reader, to)));
+        }
+        copies
+    }
+}
+
+fn input(text: &str) -> Result<Input, Error> {
+    let Target::Path(path) = Target::parse(text)? else {
+        return Err(Error::Input(text.to_owned()));
+    };
+    let failed = |source| Error::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let reader = pipe::OpenOptions::new()
+        .open_receiver(path)
+        .map_err(failed)?;
+    // Opened second, without waiting: there is a reader.
+    let keeper = pipe::OpenOptions::new().open_sender(path).map_err(failed)?;
+    Ok(Input { reader, keeper })
+}
+
+fn output(text: &str) -> Result<Output, Error> {
+    let (Target::Path(path) | Target::File(path)) = Target::parse(text)?;
+    let failed = |source| Error::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let is_fifo = path
+        .metadata()
+        .is_ok_and(|found| found.file_type().is_fifo());
+    if is_fifo {
+        let fifo = pipe::OpenOptions::new()
+            .read_write(true)
+            .open_sender(path)
+            .map_err(failed)?;
+        return Ok(Box::pin(fifo));
+    }
+    let file = OpenOptions::new()
+        .append(true)
+        // A path without a scheme was made by containerd; only file:// may be new.
+        .create(matches!(Target::parse(text)?, Target::File(_)))
+        .mode(0o644)
+        .open(path)
+        .map_err(failed)?;
+    Ok(Box::pin(tokio::fs::File::from_std(file)))
+}
+
+/// The running copies of one process.
+#[derive(Default)]
+pub struct Copies {
+    outputs: Vec<JoinHandle<()>>,
+    input: Option<JoinHandle<()>>,
+    keeper: Option<pipe::Sender>,
+    /// Output bytes so far: tells slow from stuck.
+    copied: Arc<AtomicU64>,
+}
+
+impl Copies {
+    /// Lets standard input end when its other writers have closed it.
+    pub fn close_input(&mut self) {
+        self.keeper = None;
+    }
+
+    /// Ends standard input's copy: nobody reads any more.
+    pub fn stop_input(&mut self) {
+        self.keeper = None;
+        if let Some(input) = self.input.take() {
+            input.abort();
+        }
+    }
+
+    /// Waits until all output is written, then closes the fifos. Gives up when for `patience` not a
+    /// byte moved: the client reads no more, or a stray process holds the stream.
+    pub async fn drain(mut self, patience: Duration) {
+        self.stop_input();
+        for mut output in std::mem::take(&mut self.outputs) {
+            let mut before = self.copied.load(Ordering::Relaxed);
+            while time::timeout(patience, &mut output).await.is_err() {
+                let now = self.copied.load(Ordering::Relaxed);
+                if now == before {
+                    output.abort();
+                    break;
+                }
+                before = now;
+            }
+        }
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        self.stop_input();
+        for output in &self.outputs {
+            output.abort();
+        }
+    }
+}
+
+async fn copy(mut from: UnixStream, mut to: Output, copied: Arc<AtomicU64>) {
+    let mut buffer = vec![0; BUFFER];
+    while let Some(chunk) = read(&mut from, &mut buffer).await {
+        if to.write_all(chunk).await.is_err() {
+            // A full disk behind file://, or a revoked fifo. The container must not block for it.
+            while read(&mut from, &mut buffer).await.is_some() {}
+            return;
+        }
+        let length = u64::try_from(chunk.len()).unwrap_or(0);
+        copied.fetch_add(length, Ordering::Relaxed);
+    }
+    // A file's writes are done by another thread.
+    let _ = to.flush().await;
+}
+
+async fn feed(mut from: pipe::Receiver, mut to: UnixStream) {
+    let mut buffer = vec![0; BUFFER];
+    while let Some(chunk) = read(&mut from, &mut buffer).await {
+        if to.write_all(chunk).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+/// The next bytes; nothing at the end or after an error (a dead VM resets its streams).
+async fn read<'a, R: AsyncRead + Unpin>(from: &mut R, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    match from.read(buffer).await {
+        Ok(0) | Err(_) => None,
+        Ok(length) => buffer.get(..length),
+    }
+}
+
+/// One process's copies, shared between the calls that end parts of it.
+pub type SharedCopies = Mutex<Option<Copies>>;
+
+#[cfg(test)]
+#[path = "io_tests.rs"]
+mod tests;
