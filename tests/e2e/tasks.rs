@@ -47,11 +47,13 @@ fn ps(bed: &Bed) -> Result<()> {
             .count())
     };
     check_eq!(count()?, 1);
-    container
-        .exec_with(&["--detach"], ["sleep", "1000"])?
-        .ok()?;
+    let mut command = container.exec_command(&[], ["sh", "-c", "echo up; exec sleep 1000"]);
+    let mut exec = isopod_tests::Background::start(&mut command)?;
+    exec.line(Duration::from_secs(30), |line| line == "up")?;
     check_eq!(count()?, 2);
-    container.end()
+    container.end()?;
+    exec.finish(Duration::from_secs(30))?;
+    Ok(())
 }
 
 fn metrics(bed: &Bed) -> Result<()> {

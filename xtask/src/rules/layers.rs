@@ -33,7 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "vmm/config",
         ],
     ),
-    ("tests", &[]),
+    ("tests", &["tests/guest-probe"]),
     ("tests/guest-probe", &[]),
     ("xtask", &[]),
 ];
