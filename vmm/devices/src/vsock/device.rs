@@ -2,15 +2,23 @@
 
 use std::{
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         unix::net::UnixListener,
     },
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use isopod_memory::GuestMemory;
-use isopod_virtio::{Queue, feature};
-use rustix::event::epoll;
+use isopod_virtio::{Chain, ChainLimits, LiveQueue, Queue, QueueCounters, QueueError, feature};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    callers::Callers,
+    host::{Source, UnixHost},
+    muxer::{Muxer, VsockCounters},
+    packet::{HEADER_LEN, Header, MAX_PAYLOAD},
+};
 
 /// What distinguishes one vsock device from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +29,17 @@ pub struct VsockConfig {
     /// to `connect_dir/vsock_P`. `.` is the current directory of the thread that calls
     /// [`VsockDevice::handle`].
     pub connect_dir: PathBuf,
+}
+
+/// A device as data that can be saved. Connections are not part of it: they do not survive, and the
+/// guest is told so by an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockState {
+    /// The guest's context id.
+    pub guest_cid: u32,
+    /// Where the numbering of the host's ports goes on, so that a port is not soon used again.
+    pub next_local_port: u32,
 }
 
 /// Why [`VsockDevice::handle`] is called.
@@ -61,6 +80,14 @@ pub enum VsockError {
     /// A context id that is reserved (virtio 1.2, 5.10.4).
     #[error("context id {0} cannot be a guest's")]
     ReservedCid(u32),
+    /// The saved device was another guest's.
+    #[error("the saved device has context id {saved}, this one {configured}")]
+    OtherCid {
+        /// In the state.
+        saved: u32,
+        /// In the configuration.
+        configured: u32,
+    },
     /// Making or watching the device's descriptors.
     #[error("{act}: {source}")]
     Host {
@@ -71,12 +98,56 @@ pub enum VsockError {
     },
 }
 
+/// Metrics of the device's queues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockQueueCounters {
+    /// Queue 0.
+    pub rx: QueueCounters,
+    /// Queue 1.
+    pub tx: QueueCounters,
+    /// Queue 2.
+    pub event: QueueCounters,
+}
+
+/// Rounds of "from the guest, to the guest" in one call, each of a queue's length at most.
+const ROUNDS: usize = 4;
+
+/// Host events per call, in batches of epoll's.
+const POLLS: usize = 4;
+
+/// When to look again at queues that were not ready when the host had something for the guest. Only
+/// a transport that stops a running device's queues brings that about.
+const NOT_READY_RETRY: Duration = Duration::from_millis(100);
+
+const TX_LIMITS: ChainLimits = ChainLimits {
+    max_readable: HEADER_LEN as u32 + MAX_PAYLOAD,
+    max_writable: 0,
+    indirect: false,
+};
+
+/// Any room is fine: only [`MAX_PAYLOAD`] of it is used.
+const RX_LIMITS: ChainLimits = ChainLimits {
+    max_readable: 0,
+    max_writable: u32::MAX,
+    indirect: false,
+};
+
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, little-endian (virtio 1.2, 5.10.6.7).
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
+
 /// A virtio-vsock device. See the [module](super) for how a transport uses it.
 #[derive(Debug)]
 pub struct VsockDevice {
-    config: VsockConfig,
-    epoll: OwnedFd,
-    _listener: UnixListener,
+    guest_cid: u32,
+    muxer: Muxer<UnixHost>,
+    callers: Callers,
+    /// The guest is to be told that all connections are gone.
+    reset_event_due: bool,
+    /// The transport stopped the queues under us.
+    stalled: bool,
+    /// One warning per activation is enough.
+    warned: bool,
+    queue_counters: VsockQueueCounters,
 }
 
 impl VsockDevice {
@@ -94,17 +165,51 @@ impl VsockDevice {
         if config.guest_cid < 3 || config.guest_cid == u32::MAX {
             return Err(VsockError::ReservedCid(config.guest_cid));
         }
-        let host = |act: &'static str| move |source| VsockError::Host { act, source };
-        listener
-            .set_nonblocking(true)
-            .map_err(host("make the listener non-blocking"))?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|e| host("create an epoll")(e.into()))?;
+        let host = UnixHost::new(config.connect_dir)
+            .map_err(|(act, source)| VsockError::Host { act, source })?;
+        let callers = Callers::new(listener).map_err(|source| VsockError::Host {
+            act: "make the listener non-blocking",
+            source,
+        })?;
         Ok(Self {
-            config,
-            epoll,
-            _listener: listener,
+            guest_cid: config.guest_cid,
+            muxer: Muxer::new(config.guest_cid, host),
+            callers,
+            reset_event_due: false,
+            stalled: false,
+            warned: false,
+            queue_counters: VsockQueueCounters::default(),
         })
+    }
+
+    /// Makes a device that goes on where a saved one stopped: its connections are gone, and the guest
+    /// is told as soon as it gives the event queue a buffer.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), or the state is another guest's.
+    pub fn restore(
+        config: VsockConfig,
+        listener: UnixListener,
+        state: VsockState,
+    ) -> Result<Self, VsockError> {
+        if state.guest_cid != config.guest_cid {
+            return Err(VsockError::OtherCid {
+                saved: state.guest_cid,
+                configured: config.guest_cid,
+            });
+        }
+        let mut device = Self::new(config, listener)?;
+        device.muxer.set_next_local_port(state.next_local_port);
+        device.reset_event_due = true;
+        Ok(device)
+    }
+
+    /// What [`restore`](Self::restore) needs.
+    pub fn save(&self) -> VsockState {
+        VsockState {
+            guest_cid: self.guest_cid,
+            next_local_port: self.muxer.next_local_port(),
+        }
     }
 
     /// The feature bits that the device offers.
@@ -114,7 +219,24 @@ impl VsockDevice {
 
     /// The configuration space: the guest's context id, little-endian (virtio 1.2, 5.10.4).
     pub fn config_space(&self) -> [u8; 8] {
-        u64::from(self.config.guest_cid).to_le_bytes()
+        u64::from(self.guest_cid).to_le_bytes()
+    }
+
+    /// What happened so far, by packet.
+    pub fn counters(&self) -> VsockCounters {
+        let mut counters = self.muxer.counters();
+        counters.refused += self.callers.refused();
+        counters
+    }
+
+    /// What happened so far, by queue.
+    pub fn queue_counters(&self) -> VsockQueueCounters {
+        self.queue_counters
+    }
+
+    /// Live connections.
+    pub fn connections(&self) -> usize {
+        self.muxer.connections()
     }
 
     /// Does all work that can be done now, without blocking: packets from the guest, host events,
@@ -123,22 +245,217 @@ impl VsockDevice {
     /// Work is bounded per call; if some is left, the device's own descriptor is readable at once.
     pub fn handle(
         &mut self,
-        _cause: Cause,
-        _memory: &GuestMemory,
-        _queues: VsockQueues<'_>,
+        cause: Cause,
+        memory: &GuestMemory,
+        queues: VsockQueues<'_>,
     ) -> Signals {
-        Signals::default()
+        let now = Instant::now();
+        let mut left = false;
+        if cause == Cause::Host {
+            left |= self.take_host_events(now);
+        }
+        let mut signals = Signals::default();
+        let mut counters = self.queue_counters;
+        let rx = LiveQueue::new(queues.rx, memory, RX_LIMITS, &mut counters.rx);
+        let tx = LiveQueue::new(queues.tx, memory, TX_LIMITS, &mut counters.tx);
+        match (rx, tx) {
+            (Ok(mut rx), Ok(mut tx)) => {
+                self.stalled = false;
+                self.activate();
+                match self.exchange(&mut rx, &mut tx, now) {
+                    Ok(more) => left |= more,
+                    Err(error) => self.warn(&error),
+                }
+                signals.rx = rx.finish();
+                signals.tx = tx.finish();
+            }
+            (Err(QueueError::NotReady), _) | (_, Err(QueueError::NotReady)) => {
+                self.stalled = self.muxer.has_packets();
+            }
+            (Err(error), _) | (_, Err(error)) => self.warn(&error),
+        }
+        if self.reset_event_due {
+            let event = LiveQueue::new(queues.event, memory, RX_LIMITS, &mut counters.event);
+            if let Ok(mut event) = event {
+                self.reset_event_due = !tell_reset(&mut event);
+                signals.event = event.finish();
+            }
+        }
+        self.queue_counters = counters;
+        self.set_timer(now, left);
+        signals
     }
 
     /// Forgets everything about the driver: all connections are closed. For a device reset by the
     /// driver or the transport; the next call of [`handle`](Self::handle) with queues that are ready
     /// starts anew.
-    pub fn reset(&mut self) {}
+    pub fn reset(&mut self) {
+        let Self {
+            guest_cid: _,
+            muxer,
+            callers,
+            reset_event_due,
+            stalled,
+            warned,
+            queue_counters: _,
+        } = self;
+        muxer.clear();
+        callers.close(muxer.host());
+        muxer.host_mut().set_timer(None, Instant::now());
+        *reset_event_due = false;
+        *stalled = false;
+        *warned = false;
+    }
+
+    /// A driver is there: host programs may come.
+    fn activate(&mut self) {
+        if let Err(error) = self.callers.open(self.muxer.host()) {
+            tracing::error!(%error, "vsock: cannot watch the listening socket");
+        }
+    }
+
+    /// True when there may be more of them.
+    fn take_host_events(&mut self, now: Instant) -> bool {
+        for _ in 0..POLLS {
+            let events = self.muxer.host().poll();
+            if events.is_empty() {
+                return false;
+            }
+            for (source, ready) in events {
+                match source {
+                    Source::Stream(token) => self.muxer.on_ready(token, ready, now),
+                    Source::Listener => self.callers.knock(),
+                    Source::Caller(id) => {
+                        if let Some(call) = self.callers.listen_to(id, self.muxer.host()) {
+                            self.muxer
+                                .on_host_connect(call.stream, call.guest_port, now);
+                        }
+                    }
+                    Source::Timer => self.muxer.host_mut().timer_fired(),
+                }
+            }
+            self.muxer.on_time(now);
+            self.callers.on_time(now);
+            self.callers.let_in(self.muxer.host(), now);
+        }
+        true
+    }
+
+    /// Packets from the guest and to the guest until neither is left; true if some may be.
+    fn exchange(
+        &mut self,
+        rx: &mut LiveQueue<'_, '_>,
+        tx: &mut LiveQueue<'_, '_>,
+        now: Instant,
+    ) -> Result<bool, QueueError> {
+        tx.quiet();
+        rx.quiet();
+        for _ in 0..ROUNDS {
+            let took_all = self.take_packets(tx, now)?;
+            let gave_all = self.give_packets(rx, now)?;
+            // The driver need only notify of what is waited for, and may have been too early.
+            let more_tx = took_all && tx.listen()?;
+            let more_rx = !gave_all && rx.listen()?;
+            let blocked_tx = !took_all && self.muxer.takes_packets();
+            if !more_tx && !more_rx && !blocked_tx {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// True when the queue is empty; false when packets are left in it, because a queue's length has
+    /// been taken or because answers must leave first.
+    fn take_packets(
+        &mut self,
+        tx: &mut LiveQueue<'_, '_>,
+        now: Instant,
+    ) -> Result<bool, QueueError> {
+        for _ in 0..Self::MAX_QUEUE_SIZE {
+            if !self.muxer.takes_packets() {
+                return Ok(false);
+            }
+            let Some(mut chain) = tx.pop()? else {
+                return Ok(true);
+            };
+            match Header::read(&mut chain.readable) {
+                Ok(header) => self.muxer.on_packet(&header, &mut chain.readable, now),
+                Err(_) => self.muxer.count_guest_error(),
+            }
+            tx.complete(chain.head, 0)?;
+        }
+        Ok(false)
+    }
+
+    /// True when there is nothing more for the guest; false when there is and it has no room.
+    fn give_packets(
+        &mut self,
+        rx: &mut LiveQueue<'_, '_>,
+        now: Instant,
+    ) -> Result<bool, QueueError> {
+        while self.muxer.has_packets() {
+            let Some(mut chain) = rx.pop()? else {
+                return Ok(false);
+            };
+            // A byte of payload must fit, or streams could never move.
+            let header_room = match chain.writable.left() > HEADER_LEN {
+                true => chain.writable.split_front(HEADER_LEN),
+                false => Ok(Default::default()),
+            };
+            let Ok(mut header_room) = header_room else {
+                continue;
+            };
+            if header_room.left() == 0 {
+                self.muxer.count_guest_error();
+                rx.complete(chain.head, 0)?;
+                continue;
+            }
+            let Some(header) = self.muxer.next_packet(&chain.writable, now) else {
+                rx.give_back(chain);
+                return Ok(!self.muxer.has_packets());
+            };
+            // It was split off at just this length.
+            let _ = header_room.write(&header.to_wire());
+            rx.complete(chain.head, HEADER_LEN as u32 + header.len)?;
+        }
+        Ok(true)
+    }
+
+    fn set_timer(&mut self, now: Instant, at_once: bool) {
+        let stalled = self.stalled.then(|| now + NOT_READY_RETRY);
+        let next = [self.muxer.next_time(), self.callers.next_time(), stalled];
+        let at = match at_once {
+            true => Some(now),
+            false => next.into_iter().flatten().min(),
+        };
+        self.muxer.host_mut().set_timer(at, now);
+    }
+
+    fn warn(&mut self, error: &QueueError) {
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(%error, "vsock: the driver's queues cannot be used");
+        }
+    }
 }
 
 impl AsFd for VsockDevice {
     /// Readable when [`handle`](Self::handle) is to be called with [`Cause::Host`].
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+        self.muxer.host().as_fd()
     }
+}
+
+/// Whether the event could be delivered.
+fn tell_reset(event: &mut LiveQueue<'_, '_>) -> bool {
+    let Ok(Some(Chain {
+        head, mut writable, ..
+    })) = event.pop()
+    else {
+        return false;
+    };
+    let written = match writable.write(&TRANSPORT_RESET) {
+        Ok(()) => TRANSPORT_RESET.len() as u32,
+        Err(_) => 0,
+    };
+    event.complete(head, written).is_ok() && written > 0
 }

@@ -26,9 +26,20 @@
 //! | `muxer.rs` | the table of connections, whose turn it is |
 //! | `connection.rs` | one connection's life |
 //! | `credit.rs` | flow control, and the buffer that it bounds |
-//! | `host.rs` | epoll, listener, handshake, timer, connecting out |
+//! | `host.rs` | epoll, timer, connecting out |
+//! | `callers.rs` | listener, and host programs that are yet to say where they want to |
 //! | `packet.rs` | the header on the wire |
 
+mod callers;
+mod connection;
+mod credit;
 mod device;
+mod host;
+mod muxer;
+pub mod packet;
 
-pub use device::{Cause, Signals, VsockConfig, VsockDevice, VsockError, VsockQueues};
+pub use device::{
+    Cause, Signals, VsockConfig, VsockDevice, VsockError, VsockQueueCounters, VsockQueues,
+    VsockState,
+};
+pub use muxer::VsockCounters;

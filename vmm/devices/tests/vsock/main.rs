@@ -1,0 +1,10 @@
+//! The vsock device between a guest driver that writes rings in memory and real AF_UNIX sockets.
+
+mod rig;
+
+mod connecting;
+mod data;
+mod ending;
+mod hostile;
+mod lifecycle;
+mod scale;
