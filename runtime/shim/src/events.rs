@@ -182,6 +182,13 @@ impl Events {
         }
     }
 
+    /// What waits to be sent.
+    #[cfg(test)]
+    pub fn queued(&self) -> Vec<Envelope> {
+        let queue = self.queue();
+        queue.iter().map(|event| event.envelope.clone()).collect()
+    }
+
     fn queue(&self) -> MutexGuard<'_, VecDeque<Queued>> {
         self.queue
             .lock()

@@ -33,6 +33,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(30);
 /// Lets the answer to Shutdown reach containerd.
 const FAREWELL: Duration = Duration::from_millis(20);
+/// Ending the pod takes at most this; then the process ends all the same, and its children with it.
+const END: Duration = Duration::from_secs(15);
 /// File writes and the like are rare: few threads, small, ended soon.
 const BLOCKING_THREADS: usize = 8;
 const BLOCKING_STACK: usize = 256 << 10;
@@ -107,7 +109,9 @@ async fn run(
     // The next container of this pod shall find no socket rather than a server that ends.
     server.stop_listen().await;
     remove_socket(&args.socket);
-    tasks.close().await;
+    if time::timeout(END, tasks.close()).await.is_err() {
+        tracing::error!("the pod does not end; `delete` must");
+    }
     time::sleep(FAREWELL).await;
     Ok(())
 }
