@@ -9,8 +9,17 @@
 //! Imported by `shim` and `cli`; imports `config`, `protocol`, `settings`, never VMM code.
 #![forbid(unsafe_code)]
 
+mod driver;
+mod engine;
+mod file_server;
+mod guest;
+mod host;
+mod launch;
+mod plan;
+mod pod_host;
 mod request;
 mod sandbox;
+mod stdio;
 
 pub use request::{
     ContainerRequest, ExecRequest, ProcessId, RootfsMount, SandboxRequest, StdioRequest,

@@ -3,13 +3,21 @@
 use std::{
     collections::BTreeMap,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use oci_spec::runtime::LinuxResources;
-use tokio::{net::UnixStream, sync::broadcast};
+use tokio::{
+    net::UnixStream,
+    sync::{broadcast, mpsc, oneshot},
+};
 
-use crate::{ContainerRequest, ExecRequest, ProcessId, SandboxRequest};
+use crate::{
+    ContainerRequest, ExecRequest, ProcessId, SandboxRequest,
+    driver::{Call, Driver, Reply},
+    launch::{self, Planned},
+};
 
 /// Why a call on a sandbox failed, by what the caller can do about it. Messages are for people.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -133,90 +141,157 @@ pub struct LaunchReport {
     pub processes: Vec<(String, u32)>,
 }
 
+/// Calls under way that the driver has not taken yet; callers wait beyond it.
+const CALLS: usize = 64;
+/// Events that a slow listener may be behind; beyond it the oldest are lost to that listener.
+const EVENTS: usize = 1024;
+
 /// A running pod.
 #[derive(Clone)]
-pub struct Sandbox {}
+pub struct Sandbox {
+    calls: mpsc::Sender<Call>,
+    events: broadcast::Sender<Event>,
+    about: Arc<About>,
+}
+
+/// What does not change.
+struct About {
+    report: LaunchReport,
+    host_pid: u32,
+}
 
 impl Sandbox {
     /// Starts the pod's VM and connects its agent. On failure nothing is left behind.
-    pub async fn launch(_request: SandboxRequest) -> Result<Self, Error> {
-        unimplemented!()
+    pub async fn launch(request: SandboxRequest) -> Result<Self, Error> {
+        let started = Planned::new(&request)?.start().await?;
+        let ready = started.connect().await?.greet().await?;
+        let about = About {
+            report: ready.report.clone(),
+            host_pid: ready.host.machine_pid(),
+        };
+        let (calls, received) = mpsc::channel(CALLS);
+        let events = broadcast::Sender::new(EVENTS);
+        let driver = Driver::new(ready, received, events.clone());
+        tokio::spawn(driver.run());
+        Ok(Self {
+            calls,
+            events,
+            about: Arc::new(about),
+        })
     }
+
     /// Removes all that the record in `bundle` names: processes, mounts, sockets, directories. For the
     /// caller whose predecessor died; does nothing, successfully, when there is no record.
-    pub async fn clean_up(_bundle: &Path) -> Result<(), Error> {
-        unimplemented!()
+    pub async fn clean_up(bundle: &Path) -> Result<(), Error> {
+        launch::clean_up(bundle).await
     }
+
     /// What the launch did.
     pub fn report(&self) -> &LaunchReport {
-        unimplemented!()
+        &self.about.report
     }
+
     /// The host's pid of the VM process: what stands for "the container's pid" on the host.
     pub fn host_pid(&self) -> u32 {
-        unimplemented!()
+        self.about.host_pid
     }
+
     /// Events from now on.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        unimplemented!()
+        self.events.subscribe()
     }
+
     /// Mounts the root filesystem and volumes, and makes the container; its init waits for `start`.
-    pub async fn create(&self, _request: ContainerRequest) -> Result<Created, Error> {
-        unimplemented!()
+    pub async fn create(&self, request: ContainerRequest) -> Result<Created, Error> {
+        self.call(|reply| Call::Create(Box::new(request), reply))
+            .await
     }
+
     /// Registers an exec; `start` runs it.
-    pub async fn exec(&self, _id: ProcessId, _request: ExecRequest) -> Result<Stdio, Error> {
-        unimplemented!()
+    pub async fn exec(&self, id: ProcessId, request: ExecRequest) -> Result<Stdio, Error> {
+        self.call(|reply| Call::Exec(id, Box::new(request), reply))
+            .await
     }
+
     /// Runs a created process; answers the guest's pid.
-    pub async fn start(&self, _id: ProcessId) -> Result<u32, Error> {
-        unimplemented!()
+    pub async fn start(&self, id: ProcessId) -> Result<u32, Error> {
+        self.call(|reply| Call::Start(id, reply)).await
     }
+
     /// The process as it is now.
-    pub async fn state(&self, _id: ProcessId) -> Result<ProcessState, Error> {
-        unimplemented!()
+    pub async fn state(&self, id: ProcessId) -> Result<ProcessState, Error> {
+        self.call(|reply| Call::State(id, reply)).await
     }
+
     /// Waits for the end of a process; of one that has ended, answers at once.
-    pub async fn wait(&self, _id: ProcessId) -> Result<Exit, Error> {
-        unimplemented!()
+    pub async fn wait(&self, id: ProcessId) -> Result<Exit, Error> {
+        let mut exit = self.call(|reply| Call::Wait(id, reply)).await?;
+        let exit = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        let exit = exit.ok().flatten();
+        exit.ok_or_else(|| Error::NotFound("the process was never started".to_owned()))
     }
+
     /// Sends a signal, or to every process of the container with `all`.
-    pub async fn kill(&self, _id: ProcessId, _signal: u32, _all: bool) -> Result<(), Error> {
-        unimplemented!()
+    pub async fn kill(&self, id: ProcessId, signal: u32, all: bool) -> Result<(), Error> {
+        self.call(|reply| Call::Kill(id, signal, all, reply)).await
     }
+
     /// Sets a terminal's size in columns and rows.
-    pub async fn resize(&self, _id: ProcessId, _columns: u32, _rows: u32) -> Result<(), Error> {
-        unimplemented!()
+    pub async fn resize(&self, id: ProcessId, columns: u32, rows: u32) -> Result<(), Error> {
+        self.call(|reply| Call::Resize(id, columns, rows, reply))
+            .await
     }
+
     /// Ends a process's standard input.
-    pub async fn close_stdin(&self, _id: ProcessId) -> Result<(), Error> {
-        unimplemented!()
+    pub async fn close_stdin(&self, id: ProcessId) -> Result<(), Error> {
+        self.call(|reply| Call::CloseStdin(id, reply)).await
     }
+
     /// Frees a stopped process; of init, the container, its mounts and its directory.
-    pub async fn delete(&self, _id: ProcessId) -> Result<Exit, Error> {
-        unimplemented!()
+    pub async fn delete(&self, id: ProcessId) -> Result<Exit, Error> {
+        self.call(|reply| Call::Delete(id, reply)).await
     }
+
     /// Guest pids of a container, with the exec id of those that `exec` made.
-    pub async fn pids(&self, _container: &str) -> Result<Vec<(u32, String)>, Error> {
-        unimplemented!()
+    pub async fn pids(&self, container: &str) -> Result<Vec<(u32, String)>, Error> {
+        self.call(|reply| Call::Pids(container.to_owned(), reply))
+            .await
     }
+
     /// Resource use of a container.
-    pub async fn stats(&self, _container: &str) -> Result<Stats, Error> {
-        unimplemented!()
+    pub async fn stats(&self, container: &str) -> Result<Stats, Error> {
+        self.call(|reply| Call::Stats(container.to_owned(), reply))
+            .await
     }
+
     /// Freezes a container.
-    pub async fn pause(&self, _container: &str) -> Result<(), Error> {
-        unimplemented!()
+    pub async fn pause(&self, container: &str) -> Result<(), Error> {
+        self.call(|reply| Call::Pause(container.to_owned(), reply))
+            .await
     }
+
     /// Thaws a container.
-    pub async fn resume(&self, _container: &str) -> Result<(), Error> {
-        unimplemented!()
+    pub async fn resume(&self, container: &str) -> Result<(), Error> {
+        self.call(|reply| Call::Resume(container.to_owned(), reply))
+            .await
     }
+
     /// Changes a container's limits.
-    pub async fn update(&self, _container: &str, _resources: LinuxResources) -> Result<(), Error> {
-        unimplemented!()
+    pub async fn update(&self, container: &str, resources: LinuxResources) -> Result<(), Error> {
+        let resources = Box::new(resources);
+        self.call(|reply| Call::Update(container.to_owned(), resources, reply))
+            .await
     }
+
     /// Ends the VM and removes all that the pod owns. Idempotent.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        unimplemented!()
+        self.call(Call::Shutdown).await
+    }
+
+    async fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Call) -> Result<T, Error> {
+        let gone = || Error::VmGone("the pod's driver has ended".to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(make(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 }

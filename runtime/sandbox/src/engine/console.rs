@@ -1,0 +1,133 @@
+//! The last lines of a byte stream that a guest or a process writes: bounded in number and length,
+//! because who writes them is not trusted.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Lines kept.
+const LINES: usize = 64;
+/// Bytes of a line kept; the rest of it is dropped.
+const LINE_LEN: usize = 256;
+/// Lines of a reason.
+const TOLD: usize = 12;
+
+/// A handle to the lines; clones show the same.
+#[derive(Clone, Default)]
+pub(crate) struct Console {
+    ring: Arc<Mutex<Ring>>,
+}
+
+#[derive(Default)]
+struct Ring {
+    lines: VecDeque<String>,
+    /// The line that has not ended.
+    open: String,
+}
+
+impl Console {
+    /// Reads until the end of the stream.
+    pub async fn follow(self, mut stream: impl AsyncRead + Unpin) {
+        let mut bytes = [0; 512];
+        while let Ok(read @ 1..) = stream.read(&mut bytes).await {
+            self.append(bytes.get(..read).unwrap_or_default());
+        }
+    }
+
+    fn append(&self, bytes: &[u8]) {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        for byte in bytes {
+            match byte {
+                b'\n' => {
+                    let line = std::mem::take(&mut ring.open);
+                    if !line.is_empty() {
+                        ring.lines.push_back(line);
+                    }
+                    if ring.lines.len() > LINES {
+                        ring.lines.pop_front();
+                    }
+                }
+                b'\r' => {}
+                _ if ring.open.len() >= LINE_LEN => {}
+                b' '..=b'~' => ring.open.push(char::from(*byte)),
+                b'\t' => ring.open.push(' '),
+                // Terminal escapes of a guest have no place in a log.
+                _ => ring.open.push('?'),
+            }
+        }
+    }
+
+    /// The lines that tell most about an end: from the first that speaks of a panic, else the last.
+    pub fn last_words(&self) -> Vec<String> {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = Some(&ring.open).filter(|line| !line.is_empty());
+        let lines: Vec<&String> = ring.lines.iter().chain(open).collect();
+        let panic = lines
+            .iter()
+            .position(|line| line.to_ascii_lowercase().contains("panic"));
+        let first = panic.unwrap_or(lines.len().saturating_sub(TOLD));
+        lines.into_iter().skip(first).take(TOLD).cloned().collect()
+    }
+
+    /// Whether a panic was spoken of.
+    pub fn panicked(&self) -> bool {
+        let lines = self.last_words();
+        lines
+            .first()
+            .is_some_and(|line| line.to_ascii_lowercase().contains("panic"))
+    }
+
+    /// `what`, followed by the last lines, if there are any.
+    pub fn explain(&self, what: &str) -> String {
+        let lines = self.last_words();
+        if lines.is_empty() {
+            return what.to_owned();
+        }
+        format!("{what}; last console lines:\n{}", lines.join("\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(text: &[u8]) -> Console {
+        let console = Console::default();
+        console.append(text);
+        console
+    }
+
+    #[test]
+    fn the_last_lines_are_told() {
+        let text: String = (0..100).map(|line| format!("line {line}\r\n")).collect();
+        let words = console(text.as_bytes()).last_words();
+        assert_eq!(words.first().unwrap(), "line 88");
+        assert_eq!(words.last().unwrap(), "line 99");
+    }
+
+    #[test]
+    fn a_panic_is_told_from_its_first_line() {
+        let mut text = b"noise\nnoise\nKernel panic - not syncing: x\n".to_vec();
+        text.extend((0..40).flat_map(|line| format!("trace {line}\n").into_bytes()));
+        let console = console(&text);
+        assert!(console.panicked());
+        let words = console.last_words();
+        assert_eq!(words.first().unwrap(), "Kernel panic - not syncing: x");
+        assert_eq!(words.len(), TOLD);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_plain() {
+        let console = console(&[b'a'; 100_000]);
+        assert_eq!(console.last_words(), ["a".repeat(LINE_LEN)]);
+        console.append(b"\n\x1b[31m\xff");
+        assert_eq!(console.last_words().last().unwrap(), "?[31m?");
+        for _ in 0..1000 {
+            console.append(b"x\n");
+        }
+        assert_eq!(console.ring.lock().unwrap().lines.len(), LINES);
+    }
+}

@@ -1,0 +1,105 @@
+//! What runs the virtual machine, behind one small trait. An engine starts a machine from its
+//! configuration; the machine is one process of the host that can be watched and ended.
+
+mod choose;
+pub(crate) mod console;
+mod qemu;
+
+pub(crate) use choose::{Choice, choose};
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    host::{HostError, record::RecordedProcess, spawner::Spawner},
+    plan::PodPlan,
+};
+use console::Console;
+
+/// Starts machines.
+#[async_trait]
+pub(crate) trait Engine: Send + Sync {
+    /// "qemu", "kvm".
+    fn name(&self) -> &'static str;
+
+    /// Whether the files it needs are there and what they claim; called before anything is made.
+    fn check(&self, plan: &PodPlan) -> Result<(), EngineError>;
+
+    /// Starts the process of a machine. It runs no guest code before its back ends answer.
+    async fn start(
+        &self,
+        plan: &PodPlan,
+        back_ends: BackEnds,
+        spawner: &Spawner,
+    ) -> Result<Box<dyn Machine>, EngineError>;
+}
+
+/// A machine: one process. Dropped, it is killed.
+#[async_trait]
+pub(crate) trait Machine: Send {
+    /// For the record.
+    fn process(&self) -> RecordedProcess;
+
+    /// What the guest wrote last.
+    fn console(&self) -> &Console;
+
+    /// Waits until the process controls its machine: the end of "VM start".
+    async fn running(&mut self) -> Result<(), EngineError>;
+
+    /// Waits for the end of the process and tells why it ended. May be dropped and called again.
+    async fn exited(&mut self) -> String;
+
+    /// Ends the process: politely for `grace`, then by force.
+    async fn end(&mut self, grace: Duration) -> Result<(), HostError>;
+}
+
+/// The other sides of a machine's devices, and what ends it with its owner.
+pub(crate) struct BackEnds {
+    /// Connected to isopod-fs: vhost-user front end of the shared directory.
+    pub fs: OwnedFd,
+    /// The same of the vsock device.
+    pub vsock: OwnedFd,
+    /// Closes when the owner of the pod ends.
+    pub lifeline: OwnedFd,
+}
+
+/// Why a machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// An act on the host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The engine that the configuration names is not there.
+    #[error("engine = \"{name}\": {why}")]
+    Unavailable {
+        /// Its name.
+        name: &'static str,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// A socket could not be made.
+    #[error("make a {what}: {source}")]
+    Socket {
+        /// For what.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The process ended before it controlled its machine.
+    #[error("the virtual machine did not start: {0}")]
+    Ended(String),
+    /// The process did not answer.
+    #[error("the virtual machine's process did not answer within {0:?}")]
+    Silent(Duration),
+}
+
+impl From<EngineError> for crate::Error {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Unavailable { .. } => Self::Unsupported(error.to_string()),
+            EngineError::Ended(_) => Self::VmGone(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}

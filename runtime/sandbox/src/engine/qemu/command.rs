@@ -1,0 +1,160 @@
+//! QEMU's command line, from the plan alone.
+
+use std::{ffi::OsString, os::fd::RawFd};
+
+use isopod_config::VmConfig;
+use isopod_settings::{Accelerator, Paths};
+
+/// Descriptors as QEMU and its launcher have them.
+pub(super) const IMAGE_FD: RawFd = 3;
+pub(super) const FS_FD: RawFd = 4;
+pub(super) const VSOCK_FD: RawFd = 5;
+pub(super) const QMP_FD: RawFd = 6;
+pub(super) const CONSOLE_FD: RawFd = 7;
+pub(super) const LIFELINE_FD: RawFd = 8;
+
+/// Whom QEMU runs as, and what executes guest code.
+pub(super) struct Confinement {
+    pub uid: u32,
+    pub gid: u32,
+    pub accelerator: Accelerator,
+}
+
+/// The launcher's arguments, which end in QEMU's.
+pub(super) fn launcher(vm: &VmConfig, paths: &Paths, confinement: &Confinement) -> Vec<OsString> {
+    let mut words = Words::default();
+    words.push("--name", &vm.name);
+    words.push("--uid", &confinement.uid.to_string());
+    words.push("--gid", &confinement.gid.to_string());
+    words.push("--lifeline", &LIFELINE_FD.to_string());
+    for fd in [IMAGE_FD, FS_FD, VSOCK_FD, QMP_FD, CONSOLE_FD] {
+        words.push("--keep-fd", &fd.to_string());
+    }
+    // Guest memory is the only file that QEMU makes.
+    words.push("--limit-fsize", &(vm.memory.size_mib << 20).to_string());
+    words.0.push("--bind-ro".into());
+    words.0.push(vm.kernel.path.clone().into());
+    if !paths.qemu.starts_with("/usr") {
+        words.0.push("--bind-ro".into());
+        words.0.push(paths.qemu.clone().into());
+    }
+    if confinement.accelerator == Accelerator::Kvm {
+        words.push("--bind-dev", "/dev/kvm");
+    }
+    words.0.push("--".into());
+    words.0.push(paths.qemu.clone().into());
+    words.0.extend(qemu(vm, confinement.accelerator));
+    words.0
+}
+
+/// QEMU's arguments.
+pub(super) fn qemu(vm: &VmConfig, accelerator: Accelerator) -> Vec<OsString> {
+    let size = vm.memory.size_mib;
+    let mut words = Words::default();
+    words.push("-name", &format!("guest={}", escape(&vm.name)));
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        words.0.push(flag.into());
+    }
+    words.push("-display", "none");
+    words.push(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    );
+    // No PCI, no ACPI: the guest kernel has drivers for neither. The RTC gives the first wall clock.
+    words.push(
+        "-machine",
+        "microvm,acpi=off,pcie=off,usb=off,rtc=on,pic=on,pit=on,isa-serial=on,\
+         x-option-roms=off,auto-kernel-cmdline=on,dump-guest-core=off,memory-backend=memory",
+    );
+    words.push("-global", "virtio-mmio.force-legacy=false");
+    match accelerator {
+        // One thread per virtual CPU; the translation cache is bounded, its default is 1 GiB.
+        Accelerator::Tcg => {
+            words.push("-accel", "tcg,thread=multi,tb-size=128");
+            words.push("-cpu", "max");
+        }
+        Accelerator::Kvm => {
+            words.push("-accel", "kvm");
+            words.push("-cpu", "host");
+        }
+    }
+    words.push(
+        "-smp",
+        &format!("cpus={},maxcpus={}", vm.cpus.boot, vm.cpus.max),
+    );
+    words.push("-m", &format!("size={size}M"));
+    let huge = if vm.memory.huge_pages {
+        ",hugetlb=on,hugetlbsize=2M"
+    } else {
+        ""
+    };
+    words.push(
+        "-object",
+        &format!("memory-backend-memfd,id=memory,size={size}M,share=on{huge}"),
+    );
+
+    words.push("-add-fd", &format!("fd={IMAGE_FD},set=1"));
+    words.push(
+        "-blockdev",
+        "driver=file,node-name=image,filename=/dev/fdset/1,read-only=on,locking=off,\
+         auto-read-only=off",
+    );
+    words.push("-device", "virtio-blk-device,drive=image,serial=root");
+    words.push("-object", "rng-builtin,id=entropy");
+    words.push("-device", "virtio-rng-device,rng=entropy");
+    words.push("-chardev", &format!("socket,id=fs,fd={FS_FD}"));
+    words.push(
+        "-device",
+        &format!(
+            "vhost-user-fs-device,chardev=fs,tag={},num-request-queues={},queue-size={}",
+            escape(&vm.fs.tag),
+            vm.fs.request_queues,
+            vm.fs.queue_size,
+        ),
+    );
+    words.push("-chardev", &format!("socket,id=vsock,fd={VSOCK_FD}"));
+    words.push("-device", "vhost-user-vsock-device,chardev=vsock");
+
+    words.push("-chardev", &format!("socket,id=console,fd={CONSOLE_FD}"));
+    words.push("-serial", "chardev:console");
+    words.push("-chardev", &format!("socket,id=qmp,fd={QMP_FD}"));
+    words.push("-mon", "chardev=qmp,mode=control");
+
+    words.0.push("-kernel".into());
+    words.0.push(vm.kernel.path.clone().into());
+    words.push("-append", &command_line(vm));
+    words.0
+}
+
+/// What this machine needs, then what the plan says.
+fn command_line(vm: &VmConfig) -> String {
+    let own = [
+        "root=/dev/vda",
+        "rootfstype=erofs",
+        "ro",
+        "reboot=t",
+        "earlyprintk=serial,ttyS0,115200,keep",
+    ];
+    let own = own.into_iter();
+    let planned = vm.kernel.command_line.iter().map(String::as_str);
+    own.chain(planned).collect::<Vec<_>>().join(" ")
+}
+
+/// In QEMU's option lists a comma is written twice.
+fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+#[derive(Default)]
+struct Words(Vec<OsString>);
+
+impl Words {
+    fn push(&mut self, option: &str, value: &str) {
+        self.0.push(option.into());
+        self.0.push(value.into());
+    }
+}
+
+#[cfg(test)]
+#[path = "command_tests.rs"]
+mod tests;

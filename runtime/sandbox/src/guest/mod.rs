@@ -1,0 +1,288 @@
+//! The agent in the guest: its calls in our types. The only place that knows the agent's messages.
+
+mod connect;
+mod convert;
+mod error;
+mod events;
+
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use isopod_protocol::{
+    PROTOCOL_VERSION, agent, agent_ttrpc::AgentClient, limits, paths, ports, stream::Header,
+};
+use protobuf::MessageField;
+use tokio::{io::AsyncWriteExt, net::UnixStream, time::timeout};
+use ttrpc::{asynchronous::Client, asynchronous::transport::Socket, context};
+
+pub(crate) use error::GuestError;
+pub(crate) use events::{GuestEvent, follow};
+
+use crate::{Exit, ProcessId, Stats};
+
+/// One connection of a call that the agent introduces to a stream: 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StreamIds {
+    pub terminal: bool,
+    pub stdin: u64,
+    pub stdout: u64,
+    pub stderr: u64,
+}
+
+/// What the agent said of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Greeting {
+    pub kernel_release: String,
+    pub agent_version: String,
+}
+
+/// The agent of one guest.
+pub(crate) struct Guest {
+    /// Replaced when a lost connection is made again.
+    client: Mutex<AgentClient>,
+    /// isopod-fs's socket for host programs.
+    vsock: PathBuf,
+    /// For one request.
+    limit: Duration,
+    hostname: String,
+}
+
+type Answer<T> = Result<T, GuestError>;
+
+impl Guest {
+    /// Connects to a serving agent and greets it.
+    pub async fn connect(
+        vsock: PathBuf,
+        limit: Duration,
+        hostname: String,
+    ) -> Answer<(Self, Greeting)> {
+        let client = client(&vsock, limit).await?;
+        let guest = Self {
+            client: Mutex::new(client),
+            vsock,
+            limit,
+            hostname,
+        };
+        let greeting = guest.hello().await?;
+        Ok((guest, greeting))
+    }
+
+    /// Makes a lost connection again.
+    async fn reconnect(&self) -> Answer<()> {
+        let client = client(&self.vsock, self.limit).await?;
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        self.hello().await.map(drop)
+    }
+
+    fn client(&self) -> AgentClient {
+        self.client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn context(&self) -> context::Context {
+        deadline(self.limit)
+    }
+
+    async fn hello(&self) -> Answer<Greeting> {
+        let request = agent::HelloRequest {
+            protocol_version: PROTOCOL_VERSION,
+            realtime_ns: now_ns(),
+            shared_tag: paths::SHARED_TAG.to_owned(),
+            hostname: self.hostname.clone(),
+            ..Default::default()
+        };
+        let answer = self.client().hello(self.context(), &request).await?;
+        if answer.protocol_version != PROTOCOL_VERSION {
+            return Err(GuestError::Version {
+                ours: PROTOCOL_VERSION,
+                theirs: answer.protocol_version,
+            });
+        }
+        Ok(Greeting {
+            kernel_release: convert::plain(&answer.kernel_release),
+            agent_version: convert::plain(&answer.agent_version),
+        })
+    }
+
+    /// Corrects the guest's wall clock; answers how far it was off, in nanoseconds.
+    pub async fn sync_clock(&self) -> Answer<i64> {
+        let request = agent::SyncClockRequest {
+            realtime_ns: now_ns(),
+            ..Default::default()
+        };
+        let answer = self.client().sync_clock(self.context(), &request).await?;
+        Ok(answer.offset_ns)
+    }
+
+    /// Opens a connection for the stream `id` and introduces it.
+    pub async fn open_stream(&self, id: u64) -> Answer<UnixStream> {
+        let act = async {
+            let mut stream = connect::connect(&self.vsock, ports::STDIO).await?;
+            let introduced = stream.write_all(&Header { id }.encode()).await;
+            introduced.map_err(GuestError::Stream)?;
+            Ok(stream)
+        };
+        match timeout(self.limit, act).await {
+            Ok(stream) => stream,
+            Err(_) => Err(GuestError::TimedOut(self.limit)),
+        }
+    }
+
+    /// Makes a container; answers its init's pid.
+    pub async fn create(&self, id: &str, spec_json: Vec<u8>, stdio: StreamIds) -> Answer<u32> {
+        let request = agent::CreateRequest {
+            container_id: id.to_owned(),
+            spec_json,
+            stdio: MessageField::some(stdio.into()),
+            ..Default::default()
+        };
+        Ok(self.client().create(self.context(), &request).await?.pid)
+    }
+
+    /// Registers an exec.
+    pub async fn exec(
+        &self,
+        id: &ProcessId,
+        process_json: Vec<u8>,
+        stdio: StreamIds,
+    ) -> Answer<()> {
+        let request = agent::ExecRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            process_json,
+            stdio: MessageField::some(stdio.into()),
+            ..Default::default()
+        };
+        self.client().exec(self.context(), &request).await?;
+        Ok(())
+    }
+
+    /// Runs a created process; answers its pid.
+    pub async fn start(&self, id: &ProcessId) -> Answer<u32> {
+        Ok(self.client().start(self.context(), &id.into()).await?.pid)
+    }
+
+    pub async fn kill(&self, id: &ProcessId, signal: u32, all: bool) -> Answer<()> {
+        let request = agent::KillRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.client().kill(self.context(), &request).await?;
+        Ok(())
+    }
+
+    /// Frees a stopped process.
+    pub async fn delete(&self, id: &ProcessId) -> Answer<Exit> {
+        let answer = self.client().delete(self.context(), &id.into()).await?;
+        Ok(convert::exit(&answer))
+    }
+
+    pub async fn resize(&self, id: &ProcessId, columns: u32, rows: u32) -> Answer<()> {
+        let request = agent::ResizeRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            width: columns,
+            height: rows,
+            ..Default::default()
+        };
+        self.client().resize(self.context(), &request).await?;
+        Ok(())
+    }
+
+    pub async fn close_stdin(&self, id: &ProcessId) -> Answer<()> {
+        self.client()
+            .close_stdin(self.context(), &id.into())
+            .await?;
+        Ok(())
+    }
+
+    pub async fn pids(&self, container: &str) -> Answer<Vec<(u32, String)>> {
+        let answer = self
+            .client()
+            .pids(self.context(), &convert::container(container))
+            .await?;
+        let processes = answer.processes.into_iter();
+        Ok(processes
+            .map(|process| (process.pid, convert::plain(&process.exec_id)))
+            .collect())
+    }
+
+    pub async fn stats(&self, container: &str) -> Answer<Stats> {
+        let answer = self
+            .client()
+            .stats(self.context(), &convert::container(container))
+            .await?;
+        let known = |name: &String| limits::STAT_FILES.contains(&name.as_str());
+        Ok(answer
+            .files
+            .into_iter()
+            .filter(|(name, _)| known(name))
+            .collect())
+    }
+
+    pub async fn pause(&self, container: &str) -> Answer<()> {
+        self.client()
+            .pause(self.context(), &convert::container(container))
+            .await?;
+        Ok(())
+    }
+
+    pub async fn resume(&self, container: &str) -> Answer<()> {
+        self.client()
+            .resume(self.context(), &convert::container(container))
+            .await?;
+        Ok(())
+    }
+
+    pub async fn update(&self, container: &str, resources_json: Vec<u8>) -> Answer<()> {
+        let request = agent::UpdateRequest {
+            container_id: container.to_owned(),
+            resources_json,
+            ..Default::default()
+        };
+        self.client().update(self.context(), &request).await?;
+        Ok(())
+    }
+
+    /// Asks the guest to end. The answer may be lost: what counts is the machine's end.
+    pub async fn shutdown(&self, limit: Duration) {
+        let request = agent::Empty::default();
+        let _ = timeout(limit, self.client().shutdown(deadline(limit), &request)).await;
+    }
+
+    async fn events(&self, after: u64) -> Answer<Vec<agent::Event>> {
+        let request = agent::EventsRequest {
+            after,
+            ..Default::default()
+        };
+        let limit = limits::EVENT_POLL.saturating_add(self.limit);
+        let answer = self.client().events(deadline(limit), &request).await?;
+        Ok(answer.events)
+    }
+}
+
+async fn client(vsock: &std::path::Path, limit: Duration) -> Answer<AgentClient> {
+    let stream = timeout(limit, connect::connect(vsock, ports::AGENT)).await;
+    let stream = stream.map_err(|_| GuestError::TimedOut(limit))??;
+    Ok(AgentClient::new(Client::new(Socket::new(stream))))
+}
+
+fn deadline(limit: Duration) -> context::Context {
+    context::with_timeout(i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// The host's wall clock in nanoseconds since the Unix epoch.
+fn now_ns() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,162 @@
+//! What a pod has on the host: its processes, its directory, its record. Made step by step by
+//! `launch`, owned by the driver, ended in one place.
+
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
+
+use crate::{
+    Error,
+    engine::Machine,
+    file_server::FileServer,
+    host::{HostError, pod_dir, process::kill_recorded, record::Record, spawner::Spawner},
+    plan::{PodPaths, PodPlan},
+};
+
+/// A pod's things on the host.
+pub(crate) struct PodHost {
+    pub plan: PodPlan,
+    record: Record,
+    /// Ended first: a guest that is gone asks the server for nothing.
+    machine: Option<Box<dyn Machine>>,
+    file_server: Option<FileServer>,
+    /// Our end of the lifeline, and the thread that the processes' death signals follow.
+    holds: Option<(OwnedFd, Spawner)>,
+}
+
+impl PodHost {
+    /// Records what will be made.
+    pub fn new(plan: PodPlan) -> Result<Self, HostError> {
+        let record = Record {
+            id: plan.id.clone(),
+            dir: plan.paths.dir.clone(),
+            processes: Vec::new(),
+        };
+        record.write(&plan.bundle)?;
+        Ok(Self {
+            plan,
+            record,
+            machine: None,
+            file_server: None,
+            holds: None,
+        })
+    }
+
+    pub fn hold(&mut self, lifeline: OwnedFd, spawner: Spawner) {
+        self.holds = Some((lifeline, spawner));
+    }
+
+    pub fn add_file_server(&mut self, server: FileServer) -> Result<(), HostError> {
+        self.record.processes.push(server.process());
+        self.file_server = Some(server);
+        self.record.write(&self.plan.bundle)
+    }
+
+    pub fn add_machine(&mut self, machine: Box<dyn Machine>) -> Result<(), HostError> {
+        self.record.processes.push(machine.process());
+        self.machine = Some(machine);
+        self.record.write(&self.plan.bundle)
+    }
+
+    /// Waits until both processes do their work.
+    pub async fn started(&mut self) -> Result<(), Error> {
+        if let Some(server) = &mut self.file_server {
+            server.serving().await?;
+        }
+        if let Some(machine) = &mut self.machine {
+            machine.running().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a process of the pod ends: why, and what the guest said last. May be dropped and
+    /// called again.
+    pub async fn exited(&mut self) -> String {
+        match (&mut self.machine, &mut self.file_server) {
+            (Some(machine), Some(server)) => tokio::select! {
+                reason = machine.exited() => reason,
+                reason = server.exited() => reason,
+            },
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// `what`, with the guest's last words.
+    pub fn explain(&self, what: &str) -> String {
+        match &self.machine {
+            Some(machine) => machine.console().explain(what),
+            None => what.to_owned(),
+        }
+    }
+
+    /// (name, pid) of each process.
+    pub fn processes(&self) -> Vec<(String, u32)> {
+        let processes = self.record.processes.iter();
+        processes
+            .map(|process| (process.name.clone(), process.pid))
+            .collect()
+    }
+
+    /// The machine's pid.
+    pub fn machine_pid(&self) -> u32 {
+        self.machine
+            .as_ref()
+            .map_or(0, |machine| machine.process().pid)
+    }
+
+    /// Waits for the machine's own end.
+    pub async fn machine_ended(&mut self, limit: Duration) -> bool {
+        match &mut self.machine {
+            Some(machine) => tokio::time::timeout(limit, machine.exited()).await.is_ok(),
+            None => true,
+        }
+    }
+
+    /// Ends the processes. Goes on after a failure; tells the first.
+    pub async fn end_processes(&mut self, grace: Duration) -> Result<(), HostError> {
+        let mut first = Ok(());
+        if let Some(mut machine) = self.machine.take() {
+            first = machine.end(grace).await;
+        }
+        if let Some(mut server) = self.file_server.take() {
+            first = first.and(server.kill().await);
+        }
+        self.holds = None;
+        first
+    }
+
+    /// Ends and removes everything. Goes on after a failure; tells the first. Idempotent.
+    pub async fn remove(&mut self, grace: Duration) -> Result<(), Error> {
+        let ended = self.end_processes(grace).await;
+        let removed = remove_directory(&self.plan.paths).await;
+        // What could not be removed stays on record, so that a later attempt finds it.
+        ended?;
+        removed?;
+        Ok(Record::remove(&self.plan.bundle)?)
+    }
+
+    /// Undoes a launch that failed; answers why it failed.
+    pub async fn abandon(mut self, error: Error) -> Error {
+        if let Err(undo) = self.remove(Duration::ZERO).await {
+            tracing::warn!(pod = self.plan.id, %undo, "undo a failed launch");
+        }
+        error
+    }
+}
+
+/// Removes what a record names: for the caller whose predecessor died.
+pub(crate) async fn remove_recorded(bundle: &Path, record: Record) -> Result<(), Error> {
+    let mut ended = Ok(());
+    for process in &record.processes {
+        ended = ended.and(kill_recorded(process).await);
+    }
+    let removed = remove_directory(&PodPaths { dir: record.dir }).await;
+    ended?;
+    removed?;
+    Ok(Record::remove(bundle)?)
+}
+
+/// Unmounting may wait for disks: not on the runtime's thread.
+async fn remove_directory(paths: &PodPaths) -> Result<(), HostError> {
+    let paths = paths.clone();
+    let removed = tokio::task::spawn_blocking(move || pod_dir::remove(&paths)).await;
+    removed.unwrap_or(Err(HostError::Spawner))
+}
