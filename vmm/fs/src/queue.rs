@@ -1,0 +1,171 @@
+//! The virtio-fs device behind vhost-user: chains of descriptors to FUSE requests and back
+//! (virtio 1.2, 5.11). Queue 0 is the high-priority queue (FORGET, INTERRUPT), the others take
+//! requests. One thread per queue, so that a slow request delays its own queue only.
+
+use std::io;
+
+use fuse_backend_rs::{
+    abi::fuse_abi::{InHeader, Opcode, OutHeader},
+    api::server::Server,
+    transport::{Reader, VirtioFsWriter, Writer},
+};
+use isopod_memory::{DirtyBitmap, GuestAddressSpace, GuestMemory, GuestMemoryHandle};
+use isopod_virtio::{QueueT, feature};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
+use virtio_queue::DescriptorChain;
+use vmm_sys_util::epoll::EventSet;
+
+use crate::share::Share;
+
+type Vring = VringMutex<GuestMemoryHandle>;
+type Memory = <GuestMemoryHandle as GuestAddressSpace>::T;
+
+/// One virtio-fs device.
+pub struct FsBackend {
+    server: Server<Share>,
+    request_queues: u16,
+    queue_size: u16,
+    memory: GuestMemoryHandle,
+}
+
+impl FsBackend {
+    /// A device over a share. `memory` is the handle that the vhost-user daemon updates in place.
+    pub fn new(
+        share: Share,
+        request_queues: u16,
+        queue_size: u16,
+        memory: GuestMemoryHandle,
+    ) -> Self {
+        Self {
+            server: Server::new(share),
+            request_queues,
+            queue_size,
+            memory,
+        }
+    }
+
+    /// Takes every chain that the queue holds now and answers it.
+    fn serve(&self, vring: &Vring) -> Result<(), virtio_queue::Error> {
+        let memory = self.memory.memory();
+        loop {
+            vring.disable_notification()?;
+            let mut answered = false;
+            while let Some(chain) = pop(vring, &memory) {
+                answered = true;
+                let head = chain.head_index();
+                let written = self.answer(&memory, chain);
+                vring.add_used(head, written)?;
+                if vring.needs_notification()?
+                    && let Err(error) = vring.signal_used_queue()
+                {
+                    tracing::warn!("cannot signal the guest: {error}");
+                }
+            }
+            // Rings whose indices make no sense always look as if there were more to do.
+            if !vring.enable_notification()? || !answered {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers one request; returns the bytes written. Whatever the chain holds, the guest gets its
+    /// descriptors back.
+    fn answer(&self, memory: &GuestMemory, chain: DescriptorChain<Memory>) -> u32 {
+        let again = chain.clone();
+        let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
+            return 0;
+        };
+        let Ok(writer) = VirtioFsWriter::new(memory, chain) else {
+            return 0;
+        };
+        match self
+            .server
+            .handle_message(reader, Writer::VirtioFs(writer), None, None)
+        {
+            Ok(written) => u32::try_from(written).unwrap_or(0),
+            Err(_) => refuse(memory, again).unwrap_or(0),
+        }
+    }
+}
+
+fn pop(vring: &Vring, memory: &Memory) -> Option<DescriptorChain<Memory>> {
+    vring
+        .get_mut()
+        .get_queue_mut()
+        .pop_descriptor_chain(memory.clone())
+}
+
+/// The library gives some malformed requests back without an answer; the guest would wait for ever.
+fn refuse(memory: &GuestMemory, chain: DescriptorChain<Memory>) -> Option<u32> {
+    let mut reader = Reader::from_descriptor_chain(memory, chain.clone()).ok()?;
+    let header: InHeader = reader.read_obj().ok()?;
+    if header.opcode == Opcode::Forget as u32 || header.opcode == Opcode::BatchForget as u32 {
+        return None;
+    }
+    let mut writer = VirtioFsWriter::new(memory, chain).ok()?;
+    let answer = OutHeader {
+        len: size_of::<OutHeader>() as u32,
+        error: -libc::EINVAL,
+        unique: header.unique,
+    };
+    writer.write_obj(answer).ok()?;
+    Some(answer.len)
+}
+
+impl VhostUserBackend for FsBackend {
+    type Bitmap = DirtyBitmap;
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        usize::from(self.request_queues) + 1
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.queue_size.into()
+    }
+
+    fn features(&self) -> u64 {
+        feature::VERSION_1
+            | feature::INDIRECT_DESC
+            | feature::EVENT_IDX
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The rings know it themselves.
+    }
+
+    fn update_memory(&self, _memory: GuestMemoryHandle) -> io::Result<()> {
+        // The same handle as ours, already updated.
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..=self.request_queues).map(|queue| 1 << queue).collect()
+    }
+
+    fn handle_event(
+        &self,
+        _event: u16,
+        events: EventSet,
+        vrings: &[Vring],
+        thread: usize,
+    ) -> io::Result<()> {
+        let (EventSet::IN, [vring]) = (events, vrings) else {
+            // The kick descriptor is broken; an error here ends this queue's thread.
+            return Err(io::Error::other("unexpected event on a queue"));
+        };
+        if let Err(error) = self.serve(vring) {
+            // The guest broke its own rings; nothing can be told to it. The other queues go on.
+            tracing::warn!("queue {thread}: {error}");
+        }
+        Ok(())
+    }
+}
