@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut, Write as _},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt as _,
     },
     path::PathBuf,
@@ -212,6 +212,12 @@ impl Launch {
             Word::Start => b"S",
         };
         send(self.channel.as_fd(), byte, &[])
+    }
+}
+
+impl AsRawFd for Launch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.channel.as_raw_fd()
     }
 }
 

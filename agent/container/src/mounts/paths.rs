@@ -44,10 +44,6 @@ impl Root {
         Self { directory }
     }
 
-    pub(crate) fn directory(&self) -> &OwnedFd {
-        &self.directory
-    }
-
     fn walk(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         loop {
             match openat2(
