@@ -5,9 +5,13 @@ mod exit_codes;
 mod filesystem;
 mod identity;
 mod limits;
+mod pods;
+mod posix;
 mod streams;
+mod survival;
 mod tasks;
 mod terminal;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -20,6 +24,10 @@ const SUITE: Suite = Suite {
         ("filesystem", filesystem::CASES),
         ("limits", limits::CASES),
         ("tasks", tasks::CASES),
+        ("pods", pods::CASES),
+        ("posix", posix::CASES),
+        ("survival", survival::CASES),
+        ("volume", volume::CASES),
         ("identity", identity::CASES),
         ("streams", streams::CASES),
         ("terminal", terminal::CASES),

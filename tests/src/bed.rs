@@ -82,6 +82,28 @@ pub fn role() -> Role {
 
 /// Makes a bed and runs the case in it. `namespace` is unique on the host: cgroups carry it.
 pub fn make(case: &str, namespace: &str, limit: Duration) -> Result<Finished> {
+    let finished = process::run_held(&mut unshared(case, namespace)?, limit);
+    sweep_cgroups(namespace);
+    finished
+}
+
+/// The same for a program that a person watches: its output goes where this process's goes.
+/// Answers the body's exit code.
+pub fn make_shown(case: &str, namespace: &str) -> Result<i32> {
+    let mut bed = unshared(case, namespace)?
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("start unshare")?;
+    // `Child::wait` would close it, and end the bed.
+    let held = bed.stdin.take();
+    let status = bed.wait().context("wait for the bed");
+    drop(held);
+    sweep_cgroups(namespace);
+    Ok(status?.code().unwrap_or(1))
+}
+
+/// This program again, in namespaces of its own, as PID 1 of a bed.
+fn unshared(case: &str, namespace: &str) -> Result<Command> {
     let mut command = Command::new("unshare");
     command
         .args([
@@ -98,9 +120,7 @@ pub fn make(case: &str, namespace: &str, limit: Duration) -> Result<Finished> {
         .env(ROLE, "init")
         .env(CASE, case)
         .env(NAMESPACE, namespace);
-    let finished = process::run_held(&mut command, limit);
-    sweep_cgroups(namespace);
-    finished
+    Ok(command)
 }
 
 /// PID 1 of a bed: answers the body's exit code.

@@ -44,7 +44,11 @@ impl Snapshot {
     pub fn take(bed: &Bed) -> Result<Self> {
         let mut all = BTreeSet::new();
         for process in procfs::processes()? {
-            // Kernel threads do not live in a pid namespace; a zombie would be ours to explain.
+            // Kernel threads do not live in a pid namespace; a zombie would be ours to explain. A case may
+            // restart containerd, so that its pid is another.
+            if process.pid == bed.containerd().pid() {
+                continue;
+            }
             all.insert(format!(
                 "process {} {} {}",
                 process.pid, process.name, process.command_line

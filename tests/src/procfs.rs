@@ -79,9 +79,22 @@ pub fn pss_kib(pid: u32) -> Result<u64> {
     field(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
-/// Resident set size in KiB.
-pub fn rss_kib(pid: u32) -> Result<u64> {
-    field(&format!("/proc/{pid}/status"), "VmRSS:")
+/// Resident private memory in KiB: not files, and not the guest's memory, which is shared.
+pub fn anonymous_kib(pid: u32) -> Result<u64> {
+    field(&format!("/proc/{pid}/status"), "RssAnon:")
+}
+
+/// A line of /proc/PID/status, without its name.
+pub fn status(pid: u32, name: &str) -> Result<String> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(line
+        .with_context(|| format!("{name} in {path}"))?
+        .trim()
+        .to_owned())
 }
 
 fn field(path: &str, name: &str) -> Result<u64> {
