@@ -107,7 +107,7 @@ mod tests {
     use crate::{AddressSpace, Bytes, GuestAddress, GuestMemory, anonymous};
 
     fn memory() -> GuestMemory {
-        anonymous(&[0..0x10000]).unwrap()
+        anonymous(&[(0, 0x10000)]).unwrap()
     }
 
     #[test]

@@ -27,7 +27,7 @@ type Raw = (u16, u64, u32, u16, u16);
 
 /// Two adjacent regions, so that buffers can span them, and nothing from 0x10000 on.
 fn memory() -> GuestMemory {
-    anonymous(&[0..0x8000, 0x8000..0x10000]).unwrap()
+    anonymous(&[(0, 0x8000), (0x8000, 0x8000)]).unwrap()
 }
 
 fn table(memory: &GuestMemory, descriptors: &[Raw]) {

@@ -138,7 +138,7 @@ fn a_chain_that_is_given_back_is_found_again() {
     for head in heads {
         assert_eq!(live.pop().unwrap().unwrap().head, head);
     }
-    drop(live);
+    assert!(!live.finish());
     assert_eq!(rig.counters.chains, 2);
 }
 

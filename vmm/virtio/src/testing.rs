@@ -26,7 +26,7 @@ impl GuestRam {
     /// `bytes` of memory. Page 0 is never handed out.
     pub fn new(bytes: u64) -> Self {
         Self {
-            memory: anonymous(&[0..bytes]).expect("map memory for a test"),
+            memory: anonymous(&[(0, bytes as usize)]).expect("map memory for a test"),
             next: 0x1000,
             end: bytes,
         }
