@@ -71,7 +71,7 @@ fn system(act: &'static str) -> impl FnOnce(std::io::Error) -> ProcessError {
 /// What kept it from serving, or a front end that misbehaved. A front end or an owner that leaves is
 /// no error.
 pub fn run(config: FileServerConfig) -> Result<(), ProcessError> {
-    let limits = queue_limits(&config)?;
+    check_queues(&config)?;
     let lifeline = inherited::claim(config.lifeline)?;
     let mut ready = File::from(inherited::claim(config.ready)?);
     let fs_listener = UnixListener::from(inherited::claim(config.fs_listener)?);
@@ -95,7 +95,7 @@ pub fn run(config: FileServerConfig) -> Result<(), ProcessError> {
         serve_vsock(vsock, ended.clone())?;
     }
     let memory = GuestMemoryHandle::new(GuestMemory::new());
-    let backend = FsBackend::new(share, limits.0, limits.1, memory.clone());
+    let backend = FsBackend::new(share, config.request_queues, memory.clone());
     let daemon = daemon("virtio-fs", Arc::new(backend), memory)?;
     spawn("fs-frontend", move || {
         let end = converse("virtio-fs", daemon, fs_listener);
@@ -114,8 +114,7 @@ pub fn run(config: FileServerConfig) -> Result<(), ProcessError> {
     Ok(())
 }
 
-/// Request queues and descriptors per queue.
-fn queue_limits(config: &FileServerConfig) -> Result<(u16, u16), ProcessError> {
+fn check_queues(config: &FileServerConfig) -> Result<(), ProcessError> {
     // One thread per queue, and the back-end library counts queues by the bits of a word.
     if !(1..=63).contains(&config.request_queues) {
         return Err(ProcessError::Config {
@@ -131,7 +130,7 @@ fn queue_limits(config: &FileServerConfig) -> Result<(u16, u16), ProcessError> {
             allowed: "a power of two from 16 to 1024",
         });
     }
-    Ok((config.request_queues, config.queue_size))
+    Ok(())
 }
 
 /// What the vsock device needs from outside the jail.

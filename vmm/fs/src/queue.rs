@@ -21,11 +21,14 @@ use crate::share::Share;
 type Vring = VringMutex<GuestMemoryHandle>;
 type Memory = <GuestMemoryHandle as GuestAddressSpace>::T;
 
+/// Descriptors per queue that every device here accepts. QEMU's virtio-mmio transport offers the
+/// driver its own maximum, whatever the device asked for.
+pub const TRANSPORT_QUEUE_SIZE: usize = 1024;
+
 /// One virtio-fs device.
 pub struct FsBackend {
     server: Server<Share>,
     request_queues: u16,
-    queue_size: u16,
     memory: GuestMemoryHandle,
 }
 
@@ -34,13 +37,11 @@ impl FsBackend {
     pub fn new(
         share: Share,
         request_queues: u16,
-        queue_size: u16,
-        memory: GuestMemoryHandle,
+            memory: GuestMemoryHandle,
     ) -> Self {
         Self {
             server: Server::new(share),
             request_queues,
-            queue_size,
             memory,
         }
     }
@@ -122,7 +123,7 @@ impl VhostUserBackend for FsBackend {
     }
 
     fn max_queue_size(&self) -> usize {
-        self.queue_size.into()
+        TRANSPORT_QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {

@@ -9,6 +9,7 @@ use std::{
 use isopod_devices::vsock::{Cause, Signals, VsockDevice, VsockQueues};
 use isopod_memory::{DirtyBitmap, GuestAddressSpace, GuestMemoryHandle};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use crate::queue::TRANSPORT_QUEUE_SIZE;
 use vhost_user_backend::{VhostUserBackendMut, VringEpollHandler, VringMutex, VringT};
 use vmm_sys_util::epoll::EventSet;
 
@@ -47,7 +48,7 @@ impl VhostUserBackendMut for VsockBackend {
     }
 
     fn max_queue_size(&self) -> usize {
-        VsockDevice::MAX_QUEUE_SIZE.into()
+        TRANSPORT_QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {

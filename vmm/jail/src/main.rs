@@ -62,7 +62,7 @@ struct Arguments {
     #[arg(long, value_name = "PATH")]
     bind_dev: Vec<PathBuf>,
     /// Do not bind what dynamically linked programs need: /usr, /bin, /sbin, /lib, /lib64,
-    /// /etc/ld.so.cache, /etc/alternatives (those that exist).
+    /// /etc/ld.so.cache, /etc/alternatives (those that exist) and /dev/null.
     #[arg(long)]
     no_default_binds: bool,
     /// Open descriptors at most.
@@ -263,9 +263,12 @@ fn jail(arguments: &Arguments) -> JailConfig {
             binds.push(bind(BindAccess::ReadOnly, optional)(path.clone()));
         }
     }
+    let mut devices = arguments.bind_dev.clone();
+    if !arguments.no_default_binds {
+        devices.push("/dev/null".into());
+    }
     binds.extend(
-        arguments
-            .bind_dev
+        devices
             .iter()
             .cloned()
             .map(bind(BindAccess::Device, false)),
@@ -304,7 +307,7 @@ fn jail(arguments: &Arguments) -> JailConfig {
         limits,
         file_access: Some(FileAccess {
             read_execute: vec!["/".into()],
-            devices: arguments.bind_dev.clone(),
+            devices,
         }),
     }
 }
