@@ -109,12 +109,8 @@ impl<'q, 'm> LiveQueue<'q, 'm> {
             let Some(head) = self.next_head()? else {
                 return Ok(None);
             };
-            let table = GuestAddress(self.queue.desc_table());
-            match Chain::parse(self.memory, table, self.queue.size(), head, self.limits) {
-                Ok(chain) => {
-                    self.counters.chains += 1;
-                    return Ok(Some(chain));
-                }
+            match self.parse(head) {
+                Ok(chain) => return Ok(Some(chain)),
                 Err(error) => {
                     self.counters.malformed += 1;
                     self.last_refused = Some(error);
@@ -126,6 +122,30 @@ impl<'q, 'm> LiveQueue<'q, 'm> {
             }
         }
         Ok(None)
+    }
+
+    /// The next chain if it is well-formed; a malformed one is left for [`pop`](Self::pop). For
+    /// devices that take several chains and may [give](Self::give_back) some back, between which
+    /// nothing may be answered.
+    ///
+    /// # Errors
+    /// When the rings are broken (counted).
+    pub fn pop_another(&mut self) -> Result<Option<Chain<'m>>, QueueError> {
+        let Some(head) = self.next_head()? else {
+            return Ok(None);
+        };
+        let chain = self.parse(head);
+        if chain.is_err() {
+            self.queue.go_to_previous_position();
+        }
+        Ok(chain.ok())
+    }
+
+    fn parse(&mut self, head: u16) -> Result<Chain<'m>, ChainError> {
+        let table = GuestAddress(self.queue.desc_table());
+        let chain = Chain::parse(self.memory, table, self.queue.size(), head, self.limits)?;
+        self.counters.chains += 1;
+        Ok(chain)
     }
 
     fn next_head(&mut self) -> Result<Option<u16>, QueueError> {
@@ -142,10 +162,10 @@ impl<'q, 'm> LiveQueue<'q, 'm> {
         }
     }
 
-    /// Gives the chain popped last back, unanswered: the next [`pop`](Self::pop) finds it again.
-    /// Several may be given back, last first.
-    pub fn give_back(&mut self, chain: Chain<'_>) {
-        drop(chain);
+    /// Gives the chain popped last back, unanswered: the next [`pop`](Self::pop) finds it again. May
+    /// be called once for it, and once more for every [`pop_another`](Self::pop_another) that came
+    /// before it, if no chain was completed in between.
+    pub fn give_back(&mut self) {
         self.counters.chains = self.counters.chains.saturating_sub(1);
         self.queue.go_to_previous_position();
     }

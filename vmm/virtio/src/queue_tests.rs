@@ -129,10 +129,10 @@ fn a_chain_that_is_given_back_is_found_again() {
         rig.driver.offer(&[Buffer::Writable(rig.buffer, 16)]),
     ];
     let mut live = rig.live();
-    let first = live.pop().unwrap().unwrap();
-    let second = live.pop().unwrap().unwrap();
-    live.give_back(second);
-    live.give_back(first);
+    live.pop().unwrap().unwrap();
+    live.pop_another().unwrap().unwrap();
+    live.give_back();
+    live.give_back();
     assert!(!live.finish(), "nothing was completed");
     let mut live = rig.live();
     for head in heads {
@@ -234,4 +234,25 @@ fn a_ring_full_of_malformed_chains_ends_a_pop() {
     assert!(live.pop().unwrap().is_none());
     assert!(live.finish());
     assert_eq!(rig.counters.malformed, 8);
+}
+
+#[test]
+fn a_malformed_chain_behind_others_is_answered_once() {
+    let mut rig = rig(false);
+    let first = rig.driver.offer(&[Buffer::Writable(rig.buffer, 16)]);
+    let bad = rig.driver.offer(&[Buffer::Readable(0xffff_0000, 16)]);
+    let mut live = rig.live();
+    live.pop().unwrap().unwrap();
+    assert!(live.pop_another().unwrap().is_none());
+    live.give_back();
+    assert_eq!(live.pop().unwrap().unwrap().head, first);
+    live.complete(first, 0).unwrap();
+    assert!(live.pop().unwrap().is_none());
+    assert!(live.finish());
+    let answers: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
+    assert_eq!(
+        answers.iter().map(|used| used.head).collect::<Vec<_>>(),
+        [first, bad]
+    );
+    assert_eq!(rig.counters.malformed, 1);
 }

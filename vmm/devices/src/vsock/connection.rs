@@ -34,7 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use isopod_memory::GuestSlice;
+use isopod_memory::{GuestSlice, socket};
 use isopod_virtio::{Readable, Writable};
 use smallvec::SmallVec;
 
@@ -43,11 +43,18 @@ use super::{
     packet::{Header, MAX_PAYLOAD, Op, ShutdownFlags},
 };
 
-/// How long the guest may take to accept a host's connection. Linux's guests give up after 2 s too.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the guest may take to accept a host's connection: generous, as its CPUs may be shared by
+/// many.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the guest may take to confirm that a connection is over; Firecracker's figure.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Payload that one turn of a connection moves to the guest at most, for fairness.
+const TURN: usize = MAX_PAYLOAD as usize;
+
+/// Packets for the guest, the n-th with its payload (if any) in the n-th room.
+pub type Packets = SmallVec<[Header; 4]>;
 
 /// The host's end of a connection: a non-blocking stream.
 pub trait HostStream {
@@ -142,6 +149,8 @@ pub struct Connection<S> {
     due: Due,
     /// The stream may have bytes: it said so, and has not run dry since.
     readable: bool,
+    /// The last read filled all room that it had, so the next one is worth more.
+    bulk: bool,
     /// The guest was asked for credit and has not given any since.
     asked: bool,
     deadline: Option<Instant>,
@@ -183,6 +192,7 @@ impl<S: HostStream> Connection<S> {
             stream_over: ShutdownFlags::empty(),
             due: Due::empty(),
             readable: false,
+            bulk: false,
             asked: false,
             deadline: None,
             serial: 0,
@@ -392,28 +402,28 @@ impl<S: HostStream> Connection<S> {
             || (self.state != State::Requested && self.told_over != self.host_over)
     }
 
-    /// The next packet for the guest, its payload (if any) already in `room`; what is due to become
-    /// of the connection after it.
-    pub fn next_packet(&mut self, room: &Writable<'_>, now: Instant) -> (Option<Header>, Verdict) {
-        if self.due.contains(Due::REQUEST) {
-            self.due.remove(Due::REQUEST);
-            return (Some(self.header(Op::Request)), Verdict::Keep);
+    /// How many bytes of room its next turn could use; 0 when it is not known to need any.
+    pub fn appetite(&self) -> usize {
+        match self.bulk && self.may_read() && self.due.is_empty() {
+            true => TURN.min(self.peer.available() as usize),
+            false => 0,
         }
-        if self.due.contains(Due::RESPONSE) {
-            self.due.remove(Due::RESPONSE);
-            return (Some(self.header(Op::Response)), Verdict::Keep);
+    }
+
+    /// The next packets for the guest; what is due to become of the connection after them.
+    pub fn next_packets(&mut self, rooms: &[Writable<'_>], now: Instant) -> (Packets, Verdict) {
+        for (due, op) in [(Due::REQUEST, Op::Request), (Due::RESPONSE, Op::Response)] {
+            if self.due.contains(due) {
+                self.due.remove(due);
+                return (Packets::from_iter([self.header(op)]), Verdict::Keep);
+            }
         }
         let mut verdict = Verdict::Keep;
         if self.may_read() {
             if self.peer.available() > 0 {
-                let read = self.read(room);
-                if read > 0 {
-                    self.peer.consume(read);
-                    let header = Header {
-                        len: read,
-                        ..self.header(Op::Rw)
-                    };
-                    return (Some(header), Verdict::Keep);
+                let packets = self.read(rooms);
+                if !packets.is_empty() {
+                    return (packets, Verdict::Keep);
                 }
                 verdict = self.settle(now);
             } else if !self.asked {
@@ -421,7 +431,7 @@ impl<S: HostStream> Connection<S> {
                 self.due |= Due::CREDIT_REQUEST;
             }
         }
-        (self.next_control_packet(), verdict)
+        (self.next_control_packet().into_iter().collect(), verdict)
     }
 
     fn next_control_packet(&mut self) -> Option<Header> {
@@ -445,17 +455,20 @@ impl<S: HostStream> Connection<S> {
         None
     }
 
-    /// Bytes read from the host's stream into `room`, within the guest's credit; 0 when there are
-    /// none now, or never again.
-    fn read(&mut self, room: &Writable<'_>) -> u32 {
-        let limit = self.peer.available().min(MAX_PAYLOAD) as usize;
-        match self.stream.receive(&front(room.slices(), limit)) {
+    /// Bytes read from the host's stream into `rooms`, within the guest's credit; no packets when
+    /// there are no bytes now, or never again.
+    fn read(&mut self, rooms: &[Writable<'_>]) -> Packets {
+        let credit = self.peer.available() as usize;
+        let (pieces, room) = front(rooms, credit.min(TURN));
+        if room == 0 {
+            return Packets::new();
+        }
+        let read = match self.stream.receive(&pieces) {
             Ok(0) => {
                 self.host_over |= ShutdownFlags::SEND;
                 0
             }
-            // `limit` fits 32 bits.
-            Ok(read) => read as u32,
+            Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.readable = false;
                 0
@@ -466,7 +479,30 @@ impl<S: HostStream> Connection<S> {
                 self.host_reads_no_more();
                 0
             }
+        };
+        self.bulk = read == room;
+        self.packets_of(read, rooms)
+    }
+
+    /// Headers for `read` bytes that are in `rooms`.
+    fn packets_of(&mut self, read: usize, rooms: &[Writable<'_>]) -> Packets {
+        let mut left = read;
+        let mut packets = Packets::new();
+        for room in rooms {
+            if left == 0 {
+                break;
+            }
+            let bytes = left.min(room.left());
+            left -= bytes;
+            // One turn's bytes fit 32 bits.
+            let len = bytes as u32;
+            self.peer.consume(len);
+            packets.push(Header {
+                len,
+                ..self.header(Op::Rw)
+            });
         }
+        packets
     }
 
     /// A header from the host's end with what every packet carries. It tells the guest of all room.
@@ -485,21 +521,22 @@ impl<S: HostStream> Connection<S> {
     }
 }
 
-/// The first `limit` bytes of `pieces`.
-fn front<'m>(pieces: &[GuestSlice<'m>], limit: usize) -> SmallVec<[GuestSlice<'m>; 4]> {
+/// The first `limit` bytes of `rooms`, and how many they are.
+fn front<'m>(rooms: &[Writable<'m>], limit: usize) -> (SmallVec<[GuestSlice<'m>; 16]>, usize) {
     let mut left = limit;
     let mut front = SmallVec::new();
-    for piece in pieces {
-        if left == 0 {
+    let pieces = rooms.iter().flat_map(|room| room.slices());
+    for piece in pieces.take(socket::MAX_PIECES) {
+        let bytes = piece.len().min(left);
+        if bytes == 0 {
             break;
         }
-        let bytes = piece.len().min(left);
-        left -= bytes;
         if let Ok(part) = piece.subslice(0, bytes) {
+            left -= bytes;
             front.push(part);
         }
     }
-    front
+    (front, limit - left)
 }
 
 #[cfg(test)]

@@ -180,6 +180,11 @@ impl Budget {
         Self { reserved: 0 }
     }
 
+    /// Whether nothing can be reserved now.
+    pub fn is_spent(&self) -> bool {
+        Self::STEPS.iter().all(|(below, _)| self.reserved >= *below)
+    }
+
     /// Reserves a buffer; its size, unless all memory is promised.
     pub fn reserve(&mut self) -> Option<u32> {
         let (_, size) = Self::STEPS

@@ -10,12 +10,15 @@ use std::{
 };
 
 use isopod_memory::GuestMemory;
-use isopod_virtio::{Chain, ChainLimits, LiveQueue, Queue, QueueCounters, QueueError, feature};
+use isopod_virtio::{
+    Chain, ChainLimits, LiveQueue, Queue, QueueCounters, QueueError, Writable, feature,
+};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::{
     callers::Callers,
-    host::{Source, UnixHost},
+    host::{EVENTS, Source, UnixHost},
     muxer::{Muxer, VsockCounters},
     packet::{HEADER_LEN, Header, MAX_PAYLOAD},
 };
@@ -131,6 +134,16 @@ const RX_LIMITS: ChainLimits = ChainLimits {
     max_writable: u32::MAX,
     indirect: false,
 };
+
+/// Buffers of the driver that one turn of a connection fills at most.
+const MAX_ROOMS: usize = 32;
+
+/// A chain's name and the room for its header.
+type Head<'m> = (u16, Writable<'m>);
+type Heads<'m> = SmallVec<[Head<'m>; 4]>;
+/// Room for payloads.
+type Rooms<'m> = SmallVec<[Writable<'m>; 4]>;
+type Room<'m> = (Head<'m>, Writable<'m>);
 
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, little-endian (virtio 1.2, 5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
@@ -318,9 +331,7 @@ impl VsockDevice {
     fn take_host_events(&mut self, now: Instant) -> bool {
         for _ in 0..POLLS {
             let events = self.muxer.host().poll();
-            if events.is_empty() {
-                return false;
-            }
+            let all = events.len() < EVENTS;
             for (source, ready) in events {
                 match source {
                     Source::Stream(token) => self.muxer.on_ready(token, ready, now),
@@ -337,6 +348,9 @@ impl VsockDevice {
             self.muxer.on_time(now);
             self.callers.on_time(now);
             self.callers.let_in(self.muxer.host(), now);
+            if all {
+                return false;
+            }
         }
         true
     }
@@ -394,31 +408,54 @@ impl VsockDevice {
         now: Instant,
     ) -> Result<bool, QueueError> {
         while self.muxer.has_packets() {
-            let Some(mut chain) = rx.pop()? else {
+            let Some((head, payload)) = self.first_room(rx)? else {
                 return Ok(false);
             };
-            // A byte of payload must fit, or streams could never move.
-            let header_room = match chain.writable.left() > HEADER_LEN {
-                true => chain.writable.split_front(HEADER_LEN),
-                false => Ok(Default::default()),
-            };
-            let Ok(mut header_room) = header_room else {
-                continue;
-            };
-            if header_room.left() == 0 {
-                self.muxer.count_guest_error();
-                rx.complete(chain.head, 0)?;
-                continue;
+            let mut room = payload.left();
+            let mut heads = Heads::from_iter([head]);
+            let mut rooms = Rooms::from_iter([payload]);
+            // A stream that moves in bulk is read into many of the driver's small buffers at once.
+            while room < self.muxer.appetite() && rooms.len() < MAX_ROOMS {
+                let Some(chain) = rx.pop_another()? else {
+                    break;
+                };
+                let Some((head, payload)) = room_of(chain) else {
+                    rx.give_back();
+                    break;
+                };
+                room += payload.left();
+                heads.push(head);
+                rooms.push(payload);
             }
-            let Some(header) = self.muxer.next_packet(&chain.writable, now) else {
-                rx.give_back(chain);
+            let packets = self.muxer.next_packets(&rooms, now);
+            for _ in packets.len()..rooms.len() {
+                rx.give_back();
+            }
+            for (header, (head, mut room)) in packets.iter().zip(heads) {
+                // The room was split off at just this length.
+                let _ = room.write(&header.to_wire());
+                rx.complete(head, HEADER_LEN as u32 + header.len)?;
+            }
+            if packets.is_empty() {
                 return Ok(!self.muxer.has_packets());
-            };
-            // It was split off at just this length.
-            let _ = header_room.write(&header.to_wire());
-            rx.complete(chain.head, HEADER_LEN as u32 + header.len)?;
+            }
         }
         Ok(true)
+    }
+
+    fn first_room<'m>(
+        &mut self,
+        rx: &mut LiveQueue<'_, 'm>,
+    ) -> Result<Option<Room<'m>>, QueueError> {
+        while let Some(chain) = rx.pop()? {
+            let head = chain.head;
+            if let Some(room) = room_of(chain) {
+                return Ok(Some(room));
+            }
+            self.muxer.count_guest_error();
+            rx.complete(head, 0)?;
+        }
+        Ok(None)
     }
 
     fn set_timer(&mut self, now: Instant, at_once: bool) {
@@ -443,6 +480,19 @@ impl AsFd for VsockDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.muxer.host().as_fd()
     }
+}
+
+/// The driver's buffer as room for a header and for at least a byte of payload, without which streams
+/// could never move.
+fn room_of(chain: Chain<'_>) -> Option<Room<'_>> {
+    let Chain {
+        head, mut writable, ..
+    } = chain;
+    if writable.left() <= HEADER_LEN {
+        return None;
+    }
+    let header = writable.split_front(HEADER_LEN).ok()?;
+    Some(((head, header), writable))
 }
 
 /// Whether the event could be delivered.

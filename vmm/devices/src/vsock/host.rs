@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Events taken from epoll at a time.
-const EVENTS: usize = 128;
+pub const EVENTS: usize = 128;
 
 /// What became ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,7 +130,7 @@ impl UnixHost {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// What became ready since the last call, up to a limit; empty when nothing did.
+    /// What became ready since the last call, up to [`EVENTS`].
     pub fn poll(&self) -> Vec<(Source, Readiness)> {
         let empty = epoll::Event {
             flags: EventFlags::empty(),

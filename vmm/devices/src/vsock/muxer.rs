@@ -12,7 +12,7 @@ use isopod_virtio::{Readable, Writable};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    connection::{Connection, HostStream, Key, Readiness, Verdict},
+    connection::{Connection, HostStream, Key, Packets, Readiness, Verdict},
     credit::Budget,
     packet::{HOST_CID, Header, Op, TYPE_STREAM},
 };
@@ -276,7 +276,7 @@ impl<H: Host> Muxer<H> {
 
     /// Opens a connection for the guest or refuses it; false when the host program is busy.
     fn try_connect(&mut self, key: Key, request: &Header) -> bool {
-        if key.host_port >= FIRST_RESERVED_PORT {
+        if key.host_port >= FIRST_RESERVED_PORT || self.budget.is_spent() {
             self.refuse(key);
             return true;
         }
@@ -421,21 +421,36 @@ impl<H: Host> Muxer<H> {
         !self.resets.is_empty() || !self.line.is_empty()
     }
 
-    /// The next packet for the guest, its payload already in `room`.
-    pub fn next_packet(&mut self, room: &Writable<'_>, now: Instant) -> Option<Header> {
-        let header = match self.resets.pop_front() {
-            Some(reset) => reset,
-            None => self.next_of_line(room, now)?,
-        };
-        self.counters.packets_to_guest += 1;
-        self.counters.bytes_to_guest += u64::from(header.len);
-        Some(header)
+    /// How many bytes of room the next packets could use; 0 when they are not known to need any.
+    pub fn appetite(&self) -> usize {
+        let first = self.line.front().filter(|_| self.resets.is_empty());
+        first
+            .and_then(|(key, serial)| {
+                let connection = self.connections.get(key)?;
+                (connection.serial == *serial).then(|| connection.appetite())
+            })
+            .unwrap_or(0)
     }
 
-    fn next_of_line(&mut self, room: &Writable<'_>, now: Instant) -> Option<Header> {
+    /// The next packets for the guest, the n-th with its payload (if any) already in the n-th of
+    /// `rooms`. Each room holds at least one byte.
+    pub fn next_packets(&mut self, rooms: &[Writable<'_>], now: Instant) -> Packets {
+        let packets = match self.resets.pop_front() {
+            Some(reset) => Packets::from_iter([reset]),
+            None => self.next_of_line(rooms, now),
+        };
+        self.counters.packets_to_guest += packets.len() as u64;
+        let bytes: u64 = packets.iter().map(|header| u64::from(header.len)).sum();
+        self.counters.bytes_to_guest += bytes;
+        packets
+    }
+
+    fn next_of_line(&mut self, rooms: &[Writable<'_>], now: Instant) -> Packets {
         // Those who have nothing after all may queue up again at once, but are not asked twice.
         for _ in 0..self.line.len() {
-            let (key, serial) = self.line.pop_front()?;
+            let Some((key, serial)) = self.line.pop_front() else {
+                break;
+            };
             let Some(connection) = self.connections.get_mut(&key) else {
                 continue;
             };
@@ -444,19 +459,19 @@ impl<H: Host> Muxer<H> {
             }
             connection.queued = false;
             let before = connection.deadline();
-            let (header, verdict) = connection.next_packet(room, now);
+            let (mut packets, verdict) = connection.next_packets(rooms, now);
             self.note_deadline(key, before);
             self.conclude(key, verdict);
-            if let Some(header) = header {
-                return Some(Header {
-                    src_cid: HOST_CID,
-                    dst_cid: self.guest_cid,
-                    kind: TYPE_STREAM,
-                    ..header
-                });
+            if !packets.is_empty() {
+                for header in &mut packets {
+                    header.src_cid = HOST_CID;
+                    header.dst_cid = self.guest_cid;
+                    header.kind = TYPE_STREAM;
+                }
+                return packets;
             }
         }
-        None
+        Packets::new()
     }
 
     /// Does to a connection what its state calls for.

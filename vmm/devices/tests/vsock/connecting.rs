@@ -78,19 +78,6 @@ fn a_guest_that_refuses_ends_the_host_program_s_stream() {
 }
 
 #[test]
-fn a_guest_that_does_not_answer_is_reset_after_a_time() {
-    let mut rig = Rig::new();
-    let mut stream = rig.call(9);
-    let begin = Instant::now();
-    rig.expect(Op::Request);
-    rig.expect(Op::Rst);
-    let took = begin.elapsed();
-    assert!((1500..4000).contains(&took.as_millis()), "{took:?}");
-    assert_eq!(read_to_end(&mut stream), b"");
-    assert_eq!(rig.device.connections(), 0);
-}
-
-#[test]
 fn a_host_program_that_leaves_before_the_answer_is_forgotten() {
     let mut rig = Rig::new();
     let stream = rig.call(9);
@@ -99,9 +86,9 @@ fn a_host_program_that_leaves_before_the_answer_is_forgotten() {
     rig.expect(Op::Rst);
     assert_eq!(rig.device.connections(), 0);
 
+    // Gone before it was even let in.
     drop(rig.call(9));
-    rig.expect_silence();
-    assert_eq!(rig.device.connections(), 0);
+    rig.until(|rig| rig.device.counters().opened_by_host == 2 && rig.device.connections() == 0);
 }
 
 #[test]
