@@ -1,3 +1,55 @@
-//! Placeholder until its content lands.
+//! isopod: the operator's command line.
+//!
+//! Place in the flow: beside it. `check` gathers what this machine is ([`machine`], [`gather`]), judges
+//! it purely ([`check`]), and prints the verdict; `list` shows the pods that run. Nothing imports it.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod check;
+mod gather;
+mod list;
+mod machine;
+mod processes;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Runs every Kubernetes pod in a virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(name = "isopod", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say whether this machine can run pods, and what to do where it cannot.
+    ///
+    /// The exit code is 0 when it can and 1 when it cannot.
+    Check {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// The settings to check, instead of /etc/isopod/isopod.toml.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// List the pods that run here: their processes and their memory.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Check { json, config } => check::run(config.as_deref(), json),
+        Command::List { json } => list::run(json),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("isopod: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -17,6 +17,7 @@ mod host;
 mod launch;
 mod plan;
 mod pod_host;
+pub mod preflight;
 mod request;
 mod sandbox;
 mod stdio;

@@ -6,9 +6,9 @@
 
 use std::{io, time::Instant};
 
+use isopod_memory::{AddressSpace, Bytes, GuestAddress, GuestMemory};
 use kvm_bindings::{kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 /// KVM's one and only stable API (kernel, Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -77,7 +77,7 @@ impl Hypervisor {
         if version != API_VERSION {
             return Err(ProbeError::ApiVersion(version));
         }
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)])
+        let memory = isopod_memory::anonymous(&[(0, MEMORY)])
             .map_err(|error| failed("making guest memory", io::Error::other(error)))?;
         load(&memory)?;
         let address = memory
@@ -117,7 +117,7 @@ impl Hypervisor {
 }
 
 /// Writes the program and page tables that map the first 2 MiB onto themselves.
-fn load(memory: &GuestMemoryMmap<()>) -> Result<(), ProbeError> {
+fn load(memory: &GuestMemory) -> Result<(), ProbeError> {
     let mut program = LOOP;
     if let Some(counter) = program.get_mut(1..5) {
         counter.copy_from_slice(&ROUNDS.to_le_bytes());
@@ -183,7 +183,8 @@ fn run(vcpu: &mut VcpuFd) -> Result<f64, ProbeError> {
     registers.rip = CODE;
     // The reserved bit alone: no interrupts.
     registers.rflags = 2;
-    vcpu.set_regs(&registers).map_err(act("setting registers"))?;
+    vcpu.set_regs(&registers)
+        .map_err(act("setting registers"))?;
     let begin = Instant::now();
     match vcpu.run().map_err(act("running"))? {
         VcpuExit::Hlt => Ok(begin.elapsed().as_secs_f64()),

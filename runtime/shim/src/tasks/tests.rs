@@ -279,7 +279,8 @@ async fn an_instant_exit_comes_after_its_start() {
     f.fake.0.instant_exit.store(true, Ordering::SeqCst);
     f.running("c").await;
     f.tasks.wait(&process("c", "")).await.expect("ends");
-    f.exec("c", "e").await.err().expect("the container ended");
+    let late = f.exec("c", "e").await;
+    assert!(matches!(late, Err(Error::WrongState(_))));
     assert_eq!(f.topics(), ["create", "start", "exit"]);
 }
 
