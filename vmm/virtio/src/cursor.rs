@@ -24,8 +24,10 @@ pub(crate) struct Pieces<'m> {
 
 impl<'m> Pieces<'m> {
     pub(crate) fn push(&mut self, piece: GuestSlice<'m>) {
-        self.left = self.left.saturating_add(piece.len());
-        self.pieces.push(piece);
+        if !piece.is_empty() {
+            self.left = self.left.saturating_add(piece.len());
+            self.pieces.push(piece);
+        }
     }
 
     pub(crate) fn left(&self) -> usize {
@@ -120,6 +122,14 @@ impl<'m> Readable<'m> {
     }
 }
 
+impl<'m> From<GuestSlice<'m>> for Readable<'m> {
+    fn from(piece: GuestSlice<'m>) -> Self {
+        let mut pieces = Pieces::default();
+        pieces.push(piece);
+        Self(pieces)
+    }
+}
+
 /// The part of a chain that the device writes.
 #[derive(Debug, Default)]
 pub struct Writable<'m>(pub(crate) Pieces<'m>);
@@ -162,5 +172,13 @@ impl<'m> Writable<'m> {
     /// When there is less room; nothing is consumed then.
     pub fn split_front(&mut self, bytes: usize) -> Result<Self, ShortChain> {
         self.0.split_front(bytes).map(Self)
+    }
+}
+
+impl<'m> From<GuestSlice<'m>> for Writable<'m> {
+    fn from(piece: GuestSlice<'m>) -> Self {
+        let mut pieces = Pieces::default();
+        pieces.push(piece);
+        Self(pieces)
     }
 }

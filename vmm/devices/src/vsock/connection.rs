@@ -541,4 +541,4 @@ fn front<'m>(rooms: &[Writable<'m>], limit: usize) -> (SmallVec<[GuestSlice<'m>;
 
 #[cfg(test)]
 #[path = "connection_tests.rs"]
-mod tests;
+pub(super) mod tests;
