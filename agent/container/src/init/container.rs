@@ -70,7 +70,8 @@ pub(super) fn run(spec: &Spec, anchor: &Path, handed: Handed) -> Result<Infallib
     set_sysctls(linux)?;
     // Paths in /proc: the container's, so after its mounts; and still reachable without its links.
     mounts::protect(&root, linux.readonly_paths().as_deref().unwrap_or_default())?;
-    let null = clone_tree(CWD, Path::new("/dev/null"), false)
+    // Not a detached clone: before Linux 6.15 those cannot be cloned again, one per masked file.
+    let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| act(e, || "open /dev/null".to_owned()))?;
     mounts::mask(
         &root,
