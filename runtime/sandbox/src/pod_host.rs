@@ -11,6 +11,9 @@ use crate::{
     plan::{PodPaths, PodPlan},
 };
 
+/// How far the machine's end may be behind the file server's that it caused.
+const MACHINE_ENDS: Duration = Duration::from_secs(1);
+
 /// A pod's things on the host.
 pub(crate) struct PodHost {
     pub plan: PodPlan,
@@ -73,7 +76,11 @@ impl PodHost {
         match (&mut self.machine, &mut self.file_server) {
             (Some(machine), Some(server)) => tokio::select! {
                 reason = machine.exited() => reason,
-                reason = server.exited() => reason,
+                reason = server.exited() => {
+                    // It ends by itself when its machine does: then that is the reason.
+                    let machine = tokio::time::timeout(MACHINE_ENDS, machine.exited());
+                    machine.await.unwrap_or(reason)
+                }
             },
             _ => std::future::pending().await,
         }

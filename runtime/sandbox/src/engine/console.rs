@@ -65,9 +65,7 @@ impl Console {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let open = Some(&ring.open).filter(|line| !line.is_empty());
         let lines: Vec<&String> = ring.lines.iter().chain(open).collect();
-        let panic = lines
-            .iter()
-            .position(|line| line.to_ascii_lowercase().contains("panic"));
+        let panic = lines.iter().position(|line| speaks_of_panic(line));
         let first = panic.unwrap_or(lines.len().saturating_sub(TOLD));
         lines.into_iter().skip(first).take(TOLD).cloned().collect()
     }
@@ -75,9 +73,7 @@ impl Console {
     /// Whether a panic was spoken of.
     pub fn panicked(&self) -> bool {
         let lines = self.last_words();
-        lines
-            .first()
-            .is_some_and(|line| line.to_ascii_lowercase().contains("panic"))
+        lines.first().is_some_and(|line| speaks_of_panic(line))
     }
 
     /// `what`, followed by the last lines, if there are any.
@@ -88,6 +84,11 @@ impl Console {
         }
         format!("{what}; last console lines:\n{}", lines.join("\n"))
     }
+}
+
+/// The kernel's words, and those of a Rust program. (Its command line speaks of `panic=`.)
+fn speaks_of_panic(line: &str) -> bool {
+    line.contains("Kernel panic") || line.contains("panicked at")
 }
 
 #[cfg(test)]
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_told_from_its_first_line() {
-        let mut text = b"noise\nnoise\nKernel panic - not syncing: x\n".to_vec();
+        let mut text = b"Command line: panic=-1\nnoise\nKernel panic - not syncing: x\n".to_vec();
         text.extend((0..40).flat_map(|line| format!("trace {line}\n").into_bytes()));
         let console = console(&text);
         assert!(console.panicked());

@@ -25,7 +25,7 @@ pub(crate) const UNTRUSTED: MsFlags = MsFlags::MS_NODEV
 
 const NONE: Option<&Path> = None;
 
-/// A line of /proc/self/mountinfo (proc(5)).
+/// A line of /proc/thread-self/mountinfo (proc(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountPoint {
     pub path: PathBuf,
@@ -35,7 +35,7 @@ pub(crate) struct MountPoint {
 
 /// The mounts at `dir` and beneath it, in the order they were made.
 pub(crate) fn mounts_beneath(dir: &Path) -> Result<Vec<MountPoint>, HostError> {
-    let path = "/proc/self/mountinfo";
+    let path = "/proc/thread-self/mountinfo";
     let text = std::fs::read(path).map_err(HostError::path("read", path))?;
     let mut mounts = parse_mountinfo(&text);
     mounts.retain(|mount| mount.path.starts_with(dir));
