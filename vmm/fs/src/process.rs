@@ -18,7 +18,12 @@ use isopod_memory::{GuestMemory, GuestMemoryHandle};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 
-use crate::{queue::FsBackend, share, vsock::VsockBackend, walls};
+use crate::{
+    queue::FsBackend,
+    share::{self, Share},
+    vsock::VsockBackend,
+    walls,
+};
 
 /// Why the process ended when nobody wanted it to.
 #[derive(Debug, thiserror::Error)]
@@ -78,13 +83,11 @@ pub fn run(config: FileServerConfig) -> Result<(), ProcessError> {
     let vsock = config.vsock.as_ref().map(open_vsock).transpose()?;
     let proc = mounts::own_descriptors()?;
 
-    let share = share::open(proc).map_err(ProcessError::Share)?;
-
     walls::enter(&config.shared_dir)?;
     // The death signal is armed now; an owner that ended before is seen here.
     lifeline::check(&lifeline)?;
-    tracing::debug!("jailed");
-
+    let descriptors = walls::descriptors_for_inodes();
+    let share = Share::new("/".as_ref(), proc, descriptors).map_err(ProcessError::Share)?;
     let (ended, ends) = mpsc::channel();
     let lifeline_ended = ended.clone();
     spawn("lifeline", move || {

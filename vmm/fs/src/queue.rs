@@ -2,21 +2,24 @@
 //! (virtio 1.2, 5.11). Queue 0 is the high-priority queue (FORGET, INTERRUPT), the others take
 //! requests. One thread per queue, so that a slow request delays its own queue only.
 
-use std::io;
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use fuse_backend_rs::{
     abi::fuse_abi::{InHeader, Opcode, OutHeader},
     api::server::Server,
     transport::{Reader, VirtioFsWriter, Writer},
 };
-use isopod_memory::{DirtyBitmap, GuestAddressSpace, GuestMemory, GuestMemoryHandle};
+use isopod_memory::{Bytes, DirtyBitmap, GuestAddressSpace, GuestMemory, GuestMemoryHandle};
 use isopod_virtio::{QueueT, feature};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
 use virtio_queue::DescriptorChain;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::share::Share;
+use crate::share::{Share, extra};
 
 type Vring = VringMutex<GuestMemoryHandle>;
 type Memory = <GuestMemoryHandle as GuestAddressSpace>::T;
@@ -27,20 +30,19 @@ pub const TRANSPORT_QUEUE_SIZE: usize = 1024;
 
 /// One virtio-fs device.
 pub struct FsBackend {
-    server: Server<Share>,
+    server: Server<Arc<Share>>,
+    share: Arc<Share>,
     request_queues: u16,
     memory: GuestMemoryHandle,
 }
 
 impl FsBackend {
     /// A device over a share. `memory` is the handle that the vhost-user daemon updates in place.
-    pub fn new(
-        share: Share,
-        request_queues: u16,
-            memory: GuestMemoryHandle,
-    ) -> Self {
+    pub fn new(share: Share, request_queues: u16, memory: GuestMemoryHandle) -> Self {
+        let share = Arc::new(share);
         Self {
-            server: Server::new(share),
+            server: Server::new(share.clone()),
+            share,
             request_queues,
             memory,
         }
@@ -74,12 +76,19 @@ impl FsBackend {
     /// descriptors back.
     fn answer(&self, memory: &GuestMemory, chain: DescriptorChain<Memory>) -> u32 {
         let again = chain.clone();
-        let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
+        let (Ok(mut reader), Ok(writer)) = (
+            Reader::from_descriptor_chain(memory, chain.clone()),
+            VirtioFsWriter::new(memory, chain),
+        ) else {
             return 0;
         };
-        let Ok(writer) = VirtioFsWriter::new(memory, chain) else {
-            return 0;
-        };
+        if extra::knows(opcode(memory, again.clone())) {
+            let Ok(header) = reader.read_obj::<InHeader>() else {
+                return 0;
+            };
+            let answer = extra::answer(&self.share, &header, &mut reader);
+            return reply(writer, &header, answer).unwrap_or(0);
+        }
         match self
             .server
             .handle_message(reader, Writer::VirtioFs(writer), None, None)
@@ -88,6 +97,40 @@ impl FsBackend {
             Err(_) => refuse(memory, again).unwrap_or(0),
         }
     }
+}
+
+/// The request's kind, read ahead; 0 (no request has it) if the first descriptor is too short for
+/// that. (The guest may change it afterwards: it is only asked for to choose the parser.)
+fn opcode(memory: &GuestMemory, mut chain: DescriptorChain<Memory>) -> u32 {
+    let first = chain
+        .next()
+        .filter(|first| first.len() as usize >= size_of::<InHeader>());
+    let header = first.and_then(|first| memory.read_obj::<InHeader>(first.addr()).ok());
+    header.map(|header| header.opcode).unwrap_or(0)
+}
+
+fn reply(
+    mut writer: VirtioFsWriter<'_, DirtyBitmap>,
+    header: &InHeader,
+    answer: io::Result<Vec<u8>>,
+) -> Option<u32> {
+    let (error, body) = match answer {
+        Ok(body) => (0, body),
+        Err(error) => (-error.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
+    };
+    let len = u32::try_from(size_of::<OutHeader>() + body.len()).ok()?;
+    if writer.available_bytes() < len as usize {
+        return None;
+    }
+    writer
+        .write_obj(OutHeader {
+            len,
+            error,
+            unique: header.unique,
+        })
+        .ok()?;
+    writer.write_all(&body).ok()?;
+    Some(len)
 }
 
 fn pop(vring: &Vring, memory: &Memory) -> Option<DescriptorChain<Memory>> {
@@ -104,14 +147,12 @@ fn refuse(memory: &GuestMemory, chain: DescriptorChain<Memory>) -> Option<u32> {
     if header.opcode == Opcode::Forget as u32 || header.opcode == Opcode::BatchForget as u32 {
         return None;
     }
-    let mut writer = VirtioFsWriter::new(memory, chain).ok()?;
-    let answer = OutHeader {
-        len: size_of::<OutHeader>() as u32,
-        error: -libc::EINVAL,
-        unique: header.unique,
-    };
-    writer.write_obj(answer).ok()?;
-    Some(answer.len)
+    let writer = VirtioFsWriter::new(memory, chain).ok()?;
+    reply(
+        writer,
+        &header,
+        Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    )
 }
 
 impl VhostUserBackend for FsBackend {

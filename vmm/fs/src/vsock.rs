@@ -6,10 +6,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use crate::queue::TRANSPORT_QUEUE_SIZE;
 use isopod_devices::vsock::{Cause, Signals, VsockDevice, VsockQueues};
 use isopod_memory::{DirtyBitmap, GuestAddressSpace, GuestMemoryHandle};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use crate::queue::TRANSPORT_QUEUE_SIZE;
 use vhost_user_backend::{VhostUserBackendMut, VringEpollHandler, VringMutex, VringT};
 use vmm_sys_util::epoll::EventSet;
 

@@ -27,6 +27,9 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability::CAP_SETFCAP,
 ];
 
+/// Open descriptors at most, where the host allows as many.
+const OPEN_FILES: u64 = 1 << 20;
+
 /// Puts up all walls but the system call filter. The root becomes the shared directory, which must be
 /// a mount point.
 ///
@@ -51,7 +54,6 @@ pub fn enter(shared_dir: &Path) -> Result<(), Error> {
                 resource: LimitedResource::LockedMemory,
                 value: 0,
             },
-            // One for every inode that the guest's kernel remembers.
             Limit {
                 resource: LimitedResource::OpenFiles,
                 value: 1 << 20,
@@ -61,6 +63,19 @@ pub fn enter(shared_dir: &Path) -> Result<(), Error> {
         file_access: None,
     }
     .enter()
+}
+
+/// How many descriptors remembered inodes may take: half of what the process may have. The rest is for
+/// the files that the guest opens.
+#[must_use]
+pub fn descriptors_for_inodes() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    // None: no limit at all.
+    let limit = limit.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+    usize::try_from(limit / 2)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(64)
+        .max(64)
 }
 
 /// Installs the system call filter on every thread.

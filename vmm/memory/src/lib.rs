@@ -6,8 +6,9 @@
 //!
 //! The memory is shared with a guest that may change any byte at any time. It is therefore never
 //! seen as a Rust slice: bytes are copied out once and judged after that, or moved between the
-//! guest and a socket by the kernel (see [`socket`]).
+//! guest and a socket or file by the kernel (see [`socket`], [`file`]).
 
+pub mod file;
 pub mod socket;
 
 /// The trait behind [`GuestMemory`]: what generic code of other crates is written against.

@@ -1,0 +1,451 @@
+//! Inodes that the guest remembers, and how each is reached again.
+//!
+//! The guest names an inode by a number that it got from a lookup, until it forgets it. Each is held
+//! by a descriptor that names it without opening it (O_PATH), so neither a rename nor an unlink can
+//! make the number mean another file. But a guest may remember millions, and a process has thousands
+//! of descriptors: beyond a limit the least recently used are let go, and reached again by directory
+//! and name when needed.
+//!
+//! ```text
+//!             lookup                     over the limit, and the name still leads here
+//!   (none) ----------> held by a descriptor ----------------------------------> let go
+//!                              ^                                                  |
+//!                              +--- reached by name, and it is the same inode ----+
+//! ```
+//! Whoever takes a name away (unlink, rename) first brings a let-go inode back, so the guest's own
+//! doings never lose one. If the host moves a file away at that moment, the guest gets ESTALE.
+//! (File handles, which others use for this, would need open_by_handle_at(2): with it a captured
+//! server could open any file of the host's file systems; and overlayfs does not support it.)
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+
+/// A guest that remembers more than this is told ENFILE. At about 250 bytes each, well above what
+/// a guest's memory allows its kernel to remember.
+const MAX_INODES: usize = 16 << 20;
+
+/// A let-go inode is reached through at most this many let-go directories.
+const MAX_DEPTH: usize = 4096;
+
+/// What makes an inode the same inode: where it is mounted, device, number, and when it was made
+/// (numbers are used again, also those of devices and mounts).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    mount: u64,
+    device: (u32, u32),
+    number: u64,
+    birth: (i64, u32),
+    kind: u16,
+}
+
+impl Identity {
+    fn of(stat: &Statx) -> Self {
+        Self {
+            mount: stat.stx_mnt_id,
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            number: stat.stx_ino,
+            birth: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
+            kind: stat.stx_mode & (libc::S_IFMT as u16),
+        }
+    }
+}
+
+/// A file that was just reached: a descriptor that names it, and what statx(2) said.
+pub(super) struct Reached {
+    pub fd: OwnedFd,
+    pub stat: Statx,
+}
+
+impl Reached {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let stat = stat(&fd)?;
+        Ok(Self { fd, stat })
+    }
+
+    /// The entry of a directory, links not followed.
+    pub fn by_name(directory: impl AsFd, name: &CStr) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Self::new(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+    }
+}
+
+/// statx(2) of what a descriptor names.
+pub(super) fn stat(fd: impl AsFd) -> io::Result<Statx> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
+    Ok(rustix::fs::statx(
+        fd,
+        c"",
+        AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW,
+        wanted,
+    )?)
+}
+
+/// One inode.
+pub(super) struct Inode {
+    /// The guest's number for it.
+    pub node: u64,
+    identity: Identity,
+    way: Mutex<Way>,
+    /// Reached since the last look for inodes to let go.
+    used: AtomicBool,
+}
+
+struct Way {
+    fd: Option<Arc<OwnedFd>>,
+    /// Directory and name where it was last seen.
+    seen: Option<(Arc<Inode>, CString)>,
+}
+
+impl Inode {
+    fn way(&self) -> MutexGuard<'_, Way> {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mount that it lies on.
+    pub fn mount(&self) -> u64 {
+        self.identity.mount
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.identity.kind.into())
+    }
+}
+
+impl Drop for Inode {
+    /// Lets go of the directories above one by one: a guest can nest them deeper than our stack.
+    fn drop(&mut self) {
+        let mut above = self
+            .way
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .seen
+            .take();
+        while let Some((directory, _)) = above {
+            above = Arc::into_inner(directory).and_then(|mut directory| {
+                directory
+                    .way
+                    .get_mut()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .seen
+                    .take()
+            });
+        }
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    by_node: HashMap<u64, Remembered>,
+    by_identity: HashMap<Identity, u64>,
+    last_node: u64,
+}
+
+struct Remembered {
+    inode: Arc<Inode>,
+    /// How often the guest was told of it and has not forgotten it.
+    lookups: u64,
+}
+
+/// All inodes that the guest remembers.
+pub(super) struct Inodes {
+    table: RwLock<Table>,
+    root: Arc<Inode>,
+    /// Inodes that are held by a descriptor, in the order in which they will be looked at when some
+    /// must be let go.
+    held: Mutex<VecDeque<Weak<Inode>>>,
+    limit: usize,
+    let_go: AtomicUsize,
+    /// Read-locked while a name is taken away, write-locked while an inode is let go by its name.
+    naming: RwLock<()>,
+}
+
+impl Inodes {
+    pub fn new(root: Reached, limit: usize) -> Self {
+        let identity = Identity::of(&root.stat);
+        let way = Way {
+            fd: Some(Arc::new(root.fd)),
+            seen: None,
+        };
+        let root = Arc::new(Inode {
+            node: ROOT_ID,
+            identity,
+            way: Mutex::new(way),
+            used: AtomicBool::new(true),
+        });
+        let inodes = Self {
+            table: RwLock::default(),
+            root,
+            held: Mutex::default(),
+            limit,
+            let_go: AtomicUsize::new(0),
+            naming: RwLock::default(),
+        };
+        inodes.forget_all();
+        inodes
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The inode behind the guest's number.
+    pub fn get(&self, node: u64) -> io::Result<Arc<Inode>> {
+        let table = self.read();
+        let found = table.by_node.get(&node).map(|r| r.inode.clone());
+        found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+    }
+
+    /// A descriptor that names the inode.
+    pub fn fd(&self, inode: &Arc<Inode>) -> io::Result<Arc<OwnedFd>> {
+        inode.used.store(true, Ordering::Relaxed);
+        if let Some(fd) = &inode.way().fd {
+            return Ok(fd.clone());
+        }
+        self.reach_again(inode)
+    }
+
+    /// Tells the guest of an inode: its number, counted once more. `seen` is where it was found.
+    pub fn remember(
+        &self,
+        reached: Reached,
+        seen: Option<(&Arc<Inode>, &CStr)>,
+    ) -> io::Result<Arc<Inode>> {
+        let identity = Identity::of(&reached.stat);
+        let seen = seen.map(|(directory, name)| (directory.clone(), name.to_owned()));
+        let mut table = self.write();
+        if let Some(node) = table.by_identity.get(&identity).copied()
+            && let Some(known) = table.by_node.get_mut(&node)
+        {
+            known.lookups = known.lookups.saturating_add(1);
+            let inode = known.inode.clone();
+            drop(table);
+            let mut way = inode.way();
+            // Dropped after the lock: it may be the last of a chain of directories.
+            let before = match seen {
+                Some(seen) if inode.node != ROOT_ID => way.seen.replace(seen),
+                _ => None,
+            };
+            if way.fd.is_none() {
+                way.fd = Some(Arc::new(reached.fd));
+                self.let_go.fetch_sub(1, Ordering::Relaxed);
+                drop(way);
+                self.hold(&inode);
+            } else {
+                drop(way);
+            }
+            drop(before);
+            inode.used.store(true, Ordering::Relaxed);
+            return Ok(inode);
+        }
+        if table.by_node.len() >= MAX_INODES {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        table.last_node += 1;
+        let inode = Arc::new(Inode {
+            node: table.last_node,
+            identity,
+            way: Mutex::new(Way {
+                fd: Some(Arc::new(reached.fd)),
+                seen,
+            }),
+            used: AtomicBool::new(true),
+        });
+        table.by_identity.insert(identity, inode.node);
+        table.by_node.insert(
+            inode.node,
+            Remembered {
+                inode: inode.clone(),
+                lookups: 1,
+            },
+        );
+        drop(table);
+        self.hold(&inode);
+        Ok(inode)
+    }
+
+    /// The guest has forgotten `lookups` of an inode's lookups.
+    pub fn forget(&self, node: u64, lookups: u64) {
+        if node == ROOT_ID {
+            return;
+        }
+        let mut table = self.write();
+        let Some(known) = table.by_node.get_mut(&node) else {
+            return;
+        };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return;
+        }
+        let forgotten = table.by_node.remove(&node).map(|r| r.inode);
+        if let Some(inode) = &forgotten {
+            if table.by_identity.get(&inode.identity) == Some(&node) {
+                table.by_identity.remove(&inode.identity);
+            }
+            if inode.way().fd.is_none() {
+                self.let_go.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        // Closing a descriptor can take long (the last one of an unlinked file): not under the lock.
+        drop(table);
+        drop(forgotten);
+    }
+
+    /// The guest has unmounted.
+    pub fn forget_all(&self) {
+        let root = Remembered {
+            inode: self.root.clone(),
+            lookups: 1,
+        };
+        let fresh = Table {
+            by_node: HashMap::from([(ROOT_ID, root)]),
+            by_identity: HashMap::from([(self.root.identity, ROOT_ID)]),
+            last_node: ROOT_ID,
+        };
+        let mut table = self.write();
+        // Numbers are not used again: a late request must not meet another file.
+        let last_node = table.last_node.max(ROOT_ID);
+        let forgotten = std::mem::replace(&mut *table, Table { last_node, ..fresh });
+        self.let_go.store(0, Ordering::Relaxed);
+        drop(table);
+        drop(forgotten);
+    }
+
+    /// To be held while `names` are taken away or change their meaning. Inodes that could not be
+    /// reached afterwards are brought back first.
+    pub fn taking_away<'a>(&'a self, names: &[(&Arc<OwnedFd>, &CStr)]) -> RwLockReadGuard<'a, ()> {
+        let guard = self.naming.read().unwrap_or_else(PoisonError::into_inner);
+        if self.let_go.load(Ordering::Relaxed) == 0 {
+            return guard;
+        }
+        for (directory, name) in names {
+            // What does not exist, or was never told to the guest, needs no care.
+            let Ok(reached) = Reached::by_name(directory, name) else {
+                continue;
+            };
+            let identity = Identity::of(&reached.stat);
+            let known = {
+                let table = self.read();
+                let node = table.by_identity.get(&identity);
+                node.and_then(|node| table.by_node.get(node))
+                    .map(|r| r.inode.clone())
+            };
+            if let Some(inode) = known {
+                self.take_back(&inode, reached.fd);
+            }
+        }
+        guard
+    }
+
+    fn take_back(&self, inode: &Arc<Inode>, fd: OwnedFd) -> Arc<OwnedFd> {
+        let mut way = inode.way();
+        if let Some(fd) = &way.fd {
+            return fd.clone();
+        }
+        let fd = Arc::new(fd);
+        way.fd = Some(fd.clone());
+        drop(way);
+        self.let_go.fetch_sub(1, Ordering::Relaxed);
+        self.hold(inode);
+        fd
+    }
+
+    /// Walks down by name from the nearest directory that is held.
+    fn reach_again(&self, inode: &Arc<Inode>) -> io::Result<Arc<OwnedFd>> {
+        let stale = || io::Error::from_raw_os_error(libc::ESTALE);
+        let mut below = Vec::new();
+        let mut current = inode.clone();
+        let mut fd = loop {
+            let way = current.way();
+            if let Some(fd) = &way.fd {
+                break fd.clone();
+            }
+            let (directory, name) = way.seen.clone().ok_or_else(stale)?;
+            drop(way);
+            below.push((current, name));
+            if below.len() > MAX_DEPTH {
+                return Err(stale());
+            }
+            current = directory;
+        };
+        while let Some((inode, name)) = below.pop() {
+            let reached = Reached::by_name(&fd, &name).map_err(|_| stale())?;
+            if Identity::of(&reached.stat) != inode.identity {
+                return Err(stale());
+            }
+            fd = self.take_back(&inode, reached.fd);
+        }
+        Ok(fd)
+    }
+
+    /// Counts one more inode that is held, and lets others go if these are too many.
+    fn hold(&self, inode: &Arc<Inode>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.push_back(Arc::downgrade(inode));
+        if held.len() <= self.limit {
+            return;
+        }
+        // A few more than needed, so that this is not done for every single one; each is looked at
+        // at most twice.
+        let target = self.limit - self.limit / 16;
+        let mut candidates = Vec::new();
+        for _ in 0..held.len().saturating_mul(2) {
+            if held.len() <= target {
+                break;
+            }
+            match held.pop_front().map(|weak| weak.upgrade()) {
+                None => break,
+                Some(None) => {}
+                Some(Some(inode)) if inode.used.swap(false, Ordering::Relaxed) => {
+                    held.push_back(Arc::downgrade(&inode));
+                }
+                Some(Some(inode)) => candidates.push(inode),
+            }
+        }
+        drop(held);
+        let mut kept = Vec::new();
+        for inode in candidates {
+            if !self.let_go(&inode) {
+                kept.push(Arc::downgrade(&inode));
+            }
+        }
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.extend(kept);
+    }
+
+    /// Closes the inode's descriptor if its name still leads to it. (Unlinked files and those that
+    /// the host has moved keep theirs.)
+    fn let_go(&self, inode: &Arc<Inode>) -> bool {
+        let Some((directory, name)) = inode.way().seen.clone() else {
+            return false;
+        };
+        // Only through directories that are held: a walk here could let go without end.
+        let Some(directory) = directory.way().fd.clone() else {
+            return false;
+        };
+        let Ok(_alone) = self.naming.try_write() else {
+            return false;
+        };
+        let same = Reached::by_name(&directory, &name)
+            .is_ok_and(|reached| Identity::of(&reached.stat) == inode.identity);
+        if same && inode.way().fd.take().is_some() {
+            self.let_go.fetch_add(1, Ordering::Relaxed);
+        }
+        same
+    }
+}
