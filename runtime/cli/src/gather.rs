@@ -166,7 +166,10 @@ fn ask_version(path: &Path) -> Result<String, String> {
     if !matches!(read, Some(Ok(_))) {
         return Err("answers --version with no text".to_owned());
     }
-    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    match text.lines().next().map(str::trim) {
+        None | Some("") => Err("answers --version with nothing".to_owned()),
+        Some(line) => Ok(line.to_owned()),
+    }
 }
 
 fn cgroups() -> Cgroups {
@@ -251,10 +254,13 @@ mod tests {
         };
         script("good", "#!/bin/sh\necho good 1.2\necho more\n");
         script("bad", "#!/bin/sh\nexit 3\n");
+        script("mute", "#!/bin/sh\n");
         let search = [PathBuf::from("/nonexistent"), directory.path().to_owned()];
         assert_eq!(in_path("good", &search).version, Ok("good 1.2".into()));
         let bad = in_path("bad", &search).version;
         assert!(bad.is_err_and(|error| error.contains("exit status: 3")));
+        let mute = in_path("mute", &search).version;
+        assert!(mute.is_err_and(|error| error.contains("nothing")));
         let absent = in_path("absent", &search).version;
         assert!(absent.is_err_and(|error| error.contains("PATH")));
     }

@@ -25,7 +25,7 @@ pub fn text(report: &Report) -> String {
     if let Some(engine) = &report.engine {
         let _ = writeln!(
             text,
-            "Engine: {} ({} CPU), because {}.",
+            "Engine: {} ({} CPU): {}.",
             engine.name, engine.cpu, engine.why
         );
     }
@@ -71,7 +71,7 @@ mod tests {
             text(&report),
             "ok    kvm       found\n\
              FAIL  settings  found\n                -> mend it\n\
-             \nEngine: qemu (software CPU), because reasons.\n\
+             \nEngine: qemu (software CPU): reasons.\n\
              This machine cannot run pods yet: 1 to mend.\n"
         );
         report.can_run_pods = true;
