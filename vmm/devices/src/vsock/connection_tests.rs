@@ -1,9 +1,10 @@
 //! States and times that are hard to reach through sockets. The rest is tested through the device, in
 //! `tests/vsock`.
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc};
+use std::{cell::RefCell, collections::VecDeque, io, rc::Rc};
 
-use isopod_memory::{AddressSpace, GuestAddress, GuestMemory, anonymous};
+use isopod_memory::{AddressSpace, GuestAddress, GuestMemory, GuestSlice, anonymous};
+use isopod_virtio::Writable;
 use rstest::rstest;
 
 use super::*;

@@ -22,10 +22,7 @@ use rustix::{
     },
 };
 
-use super::{
-    connection::{HostStream, Key, Readiness},
-    muxer::{ConnectError, FIRST_RESERVED_PORT, Host, Token},
-};
+use super::seam::{ConnectError, FIRST_RESERVED_PORT, Host, HostStream, Key, Readiness, Token};
 
 /// Events taken from epoll at a time.
 pub const EVENTS: usize = 128;

@@ -22,9 +22,12 @@
 //!
 //! | file | job |
 //! |---|---|
+//! | `interface.rs` | configuration, state, errors, what a transport passes and gets |
 //! | `device.rs` | queues to packets and back, state, reset |
 //! | `muxer.rs` | the table of connections, whose turn it is |
-//! | `connection.rs` | one connection's life |
+//! | `connection.rs` | one connection's life; `connection/outbound.rs`: its packets for the guest |
+//! | `waiting.rs` | the guest's connections to programs that are busy |
+//! | `seam.rs` | what all these need of the host |
 //! | `credit.rs` | flow control, and the buffer that it bounds |
 //! | `host.rs` | epoll, timer, connecting out |
 //! | `callers.rs` | listener, and host programs that are yet to say where they want to |
@@ -35,11 +38,14 @@ mod connection;
 mod credit;
 mod device;
 mod host;
+mod interface;
 mod muxer;
 pub mod packet;
+mod seam;
+mod waiting;
 
-pub use device::{
-    Cause, Signals, VsockConfig, VsockDevice, VsockError, VsockQueueCounters, VsockQueues,
-    VsockState,
+pub use device::VsockDevice;
+pub use interface::{
+    Cause, Signals, VsockConfig, VsockError, VsockQueueCounters, VsockQueues, VsockState,
 };
 pub use muxer::VsockCounters;

@@ -1,20 +1,21 @@
 //! The table of connections: whose packet it is, and whose turn it is to send one.
 //!
-//! Makes no system call but through [`Host`] and [`HostStream`].
+//! Makes no system call but through [`Host`] and its streams.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    io,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use isopod_virtio::{Readable, Writable};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    connection::{Connection, HostStream, Key, Packets, Readiness, Verdict},
+    connection::{Connection, Packets, Verdict},
     credit::Budget,
     packet::{HOST_CID, Header, Op, TYPE_STREAM},
+    seam::{ConnectError, FIRST_RESERVED_PORT, Host, Key, Readiness, Token},
+    waiting::WaitingRequests,
 };
 
 /// Answers to packets that belong to no connection, waiting for room in the rx queue. When so many
@@ -25,64 +26,9 @@ const MAX_RESETS: usize = 256;
 /// guest that takes none will not miss them.
 const MAX_FORGETTABLE_RESETS: usize = 16 * 1024;
 
-/// Connections of the guest that wait for a host program whose listen queue is full.
-const MAX_WAITING: usize = 128;
-
-/// How often those are tried again.
-const RETRY: Duration = Duration::from_millis(10);
-
-/// How long they are tried. Linux's guests give up after 2 s.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
-
 /// Ports that the host's ends of its own connections get, as in Firecracker.
 const FIRST_LOCAL_PORT: u32 = 1 << 30;
 const LAST_LOCAL_PORT: u32 = (1 << 31) - 1;
-
-/// Ports from here on cannot be connected to: epoll's tokens use them, and the last one is no port.
-pub const FIRST_RESERVED_PORT: u32 = 0xffff_fff0;
-
-/// How an attempt to reach a host program failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectError {
-    /// Its listen queue is full: worth another try.
-    Busy,
-    /// Nobody listens.
-    Refused,
-}
-
-/// What the muxer needs of the host.
-pub trait Host {
-    /// The host's end of a connection.
-    type Stream: HostStream;
-
-    /// Connects, without blocking, to the program that serves `port`.
-    ///
-    /// # Errors
-    /// When nobody does, or not now.
-    fn connect(&mut self, port: u32) -> Result<Self::Stream, ConnectError>;
-
-    /// Has readiness of `stream` reported under `token` (edge-triggered, and at once if it is ready
-    /// already); of room only if `room`.
-    ///
-    /// # Errors
-    /// The system's.
-    fn watch(&mut self, token: Token, stream: &Self::Stream, room: bool) -> io::Result<()>;
-
-    /// Changes what [`watch`](Self::watch) began; reports at once what is ready already.
-    ///
-    /// # Errors
-    /// The system's.
-    fn rewatch(&mut self, token: Token, stream: &Self::Stream, room: bool) -> io::Result<()>;
-}
-
-/// Names what became ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Token {
-    /// A connection of the table.
-    Connection(Key),
-    /// A connection that the guest has forgotten.
-    Detached(u32),
-}
 
 /// What happened since the device was made; for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,14 +51,6 @@ pub struct VsockCounters {
     pub guest_errors: u64,
 }
 
-/// A connection of the guest whose host program is busy.
-#[derive(Debug)]
-struct Waiting {
-    key: Key,
-    request: Header,
-    until: Instant,
-}
-
 /// The table.
 #[derive(Debug)]
 pub struct Muxer<H: Host> {
@@ -126,8 +64,7 @@ pub struct Muxer<H: Host> {
     line: VecDeque<(Key, u64)>,
     next_serial: u64,
     resets: VecDeque<Header>,
-    waiting: VecDeque<Waiting>,
-    retry_at: Option<Instant>,
+    waiting: WaitingRequests,
     deadlines: BTreeSet<(Instant, Key)>,
     budget: Budget,
     next_local_port: u32,
@@ -146,8 +83,7 @@ impl<H: Host> Muxer<H> {
             line: VecDeque::new(),
             next_serial: 0,
             resets: VecDeque::new(),
-            waiting: VecDeque::new(),
-            retry_at: None,
+            waiting: WaitingRequests::default(),
             deadlines: BTreeSet::new(),
             budget: Budget::new(),
             next_local_port: FIRST_LOCAL_PORT,
@@ -191,8 +127,7 @@ impl<H: Host> Muxer<H> {
         self.detached = HashMap::new();
         self.line = VecDeque::new();
         self.resets = VecDeque::new();
-        self.waiting = VecDeque::new();
-        self.retry_at = None;
+        self.waiting = WaitingRequests::default();
         self.deadlines = BTreeSet::new();
         self.budget = Budget::new();
     }
@@ -242,9 +177,8 @@ impl<H: Host> Muxer<H> {
             self.note_deadline(key, before);
             return self.conclude(key, verdict);
         }
-        if let Some(at) = self.waiting.iter().position(|waiting| waiting.key == key) {
+        if self.waiting.remove(key) {
             // The guest gave up, or is confused.
-            self.waiting.remove(at);
             if op != Op::Rst {
                 self.reset(key);
             }
@@ -258,20 +192,11 @@ impl<H: Host> Muxer<H> {
     }
 
     fn on_request(&mut self, key: Key, request: &Header, now: Instant) {
-        if self.waiting.is_empty() {
-            if self.try_connect(key, request) {
-                return;
-            }
-        } else if self.waiting.len() >= MAX_WAITING {
-            // Behind others: first come, first served.
-            return self.refuse(key);
+        // Behind those who wait already: first come, first served.
+        let opened = self.waiting.is_empty() && self.try_connect(key, request);
+        if !opened && !self.waiting.push(key, request, now) {
+            self.refuse(key);
         }
-        self.retry_at.get_or_insert(now + RETRY);
-        self.waiting.push_back(Waiting {
-            key,
-            request: *request,
-            until: now + CONNECT_TIMEOUT,
-        });
     }
 
     /// Opens a connection for the guest or refuses it; false when the host program is busy.
@@ -323,8 +248,7 @@ impl<H: Host> Muxer<H> {
                 LAST_LOCAL_PORT => FIRST_LOCAL_PORT,
                 port => port + 1,
             };
-            let taken = self.connections.contains_key(&key)
-                || self.waiting.iter().any(|waiting| waiting.key == key);
+            let taken = self.connections.contains_key(&key) || self.waiting.contains(key);
             if !taken {
                 return key;
             }
@@ -393,27 +317,27 @@ impl<H: Host> Muxer<H> {
                 self.conclude(key, verdict);
             }
         }
-        if self.retry_at.is_some_and(|at| at <= now) {
+        if self.waiting.is_time(now) {
             self.retry(now);
         }
     }
 
     fn retry(&mut self, now: Instant) {
-        while let Some(first) = self.waiting.pop_front() {
+        while let Some(first) = self.waiting.pop() {
             if first.until <= now {
                 self.refuse(first.key);
             } else if !self.try_connect(first.key, &first.request) {
-                self.waiting.push_front(first);
+                self.waiting.put_back(first);
                 break;
             }
         }
-        self.retry_at = (!self.waiting.is_empty()).then_some(now + RETRY);
+        self.waiting.set_time(now);
     }
 
     /// When [`on_time`](Self::on_time) is to be called next.
     pub fn next_time(&self) -> Option<Instant> {
         let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
-        [deadline, self.retry_at].into_iter().flatten().min()
+        [deadline, self.waiting.time()].into_iter().flatten().min()
     }
 
     /// Whether there may be a packet for the guest.

@@ -1,9 +1,14 @@
 //! The table, with a clock and a host of the test's own.
 
+use std::{io, time::Duration};
+
 use isopod_memory::{AddressSpace, GuestAddress, GuestMemory, anonymous};
 
 use super::*;
-use crate::vsock::connection::{CLOSE_TIMEOUT, REQUEST_TIMEOUT, tests::FakeStream};
+use crate::vsock::{
+    connection::{CLOSE_TIMEOUT, REQUEST_TIMEOUT, tests::FakeStream},
+    waiting::{CONNECT_TIMEOUT, MAX_WAITING, RETRY},
+};
 
 const GUEST_CID: u32 = 5;
 
