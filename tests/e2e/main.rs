@@ -1,8 +1,11 @@
 //! The end-to-end suites: what a user of containerd sees. Each case that runc can run is proven on runc.
 #![forbid(unsafe_code)]
 
+mod boot_faults;
+mod death;
 mod exit_codes;
 mod filesystem;
+mod guest;
 mod identity;
 mod limits;
 mod pods;
@@ -28,6 +31,9 @@ const SUITE: Suite = Suite {
         ("posix", posix::CASES),
         ("survival", survival::CASES),
         ("volume", volume::CASES),
+        ("boot_faults", boot_faults::CASES),
+        ("death", death::CASES),
+        ("guest", guest::CASES),
         ("identity", identity::CASES),
         ("streams", streams::CASES),
         ("terminal", terminal::CASES),
