@@ -1,4 +1,5 @@
-//! Runs one bundle in a pod of its own, without containerd: `pod [--config FILE] BUNDLE`.
+//! Runs one bundle in a pod of its own, without containerd: `pod [--config FILE] BUNDLE`, or removes
+//! what a killed one left: `pod --clean-up BUNDLE`.
 //! The bundle is an OCI bundle whose `root.path` holds the root filesystem. Prints what the launch did
 //! to standard error; the container's output goes to ours, and its exit code is ours.
 
@@ -23,6 +24,11 @@ async fn run() -> anyhow::Result<u32> {
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
+            Some("--clean-up") => {
+                let bundle = arguments.next().map(PathBuf::from).unwrap_or_default();
+                Sandbox::clean_up(&bundle).await?;
+                return Ok(0);
+            }
             Some("--config") => config = arguments.next().map(PathBuf::from),
             _ => bundle = Some(PathBuf::from(argument)),
         }
