@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! stdin: FileServerConfig (JSON)        main.rs
-//!   -> claim descriptors, walls         walls.rs    (isopod-jail)
+//!   -> claim descriptors, walls         walls.rs, filter.rs    (isopod-jail)
 //!   -> front end connects               process.rs
 //!        virtio-fs:  queue.rs  -> FUSE requests -> share/
 //!        vsock:      vsock.rs  -> isopod-devices
@@ -12,6 +12,7 @@
 //! `devices`, `virtio`, `memory`, `jail`, `config`.
 #![forbid(unsafe_code)]
 
+pub mod filter;
 pub mod log;
 pub mod process;
 pub mod queue;

@@ -19,6 +19,7 @@ use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 
 use crate::{
+    filter,
     queue::FsBackend,
     share::{self, Share},
     vsock::VsockBackend,
@@ -104,7 +105,7 @@ pub fn run(config: FileServerConfig) -> Result<(), ProcessError> {
         let end = converse("virtio-fs", daemon, fs_listener);
         let _ = ended.send(end.map(|()| "the virtio-fs front end disconnected"));
     })?;
-    walls::filter_system_calls()?;
+    filter::install()?;
     ready
         .write_all(b"ready\n")
         .map_err(system("report readiness"))?;
