@@ -4,6 +4,9 @@ pub(crate) mod artifact;
 pub(crate) mod container;
 pub(crate) mod facts;
 pub(crate) mod mount;
+mod overlay;
+#[cfg(test)]
+mod own_mounts;
 pub(crate) mod pod_dir;
 pub(crate) mod process;
 pub(crate) mod readable;

@@ -15,13 +15,8 @@ use rustix::{
     mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
 };
 
-use super::{HostError, facts};
-use crate::plan::{Propagation, SourceKind};
-
-/// Host mounts never hand the host a device node, a set-user-id bit or a program of the guest.
-pub(crate) const UNTRUSTED: MsFlags = MsFlags::MS_NODEV
-    .union(MsFlags::MS_NOSUID)
-    .union(MsFlags::MS_NOEXEC);
+use super::{HostError, facts, overlay};
+use crate::plan::{Propagation, SourceKind, UNTRUSTED};
 
 const NONE: Option<&Path> = None;
 
@@ -114,12 +109,39 @@ pub(crate) fn filesystem(
     flags: MsFlags,
     data: &str,
 ) -> Result<(), HostError> {
-    let mounted = nix::mount::mount(Some(source), target, Some(fstype), flags, Some(data));
+    let mounted = if data.len() <= overlay::OPTIONS_LEN {
+        nix::mount::mount(Some(source), target, Some(fstype), flags, Some(data))
+    } else {
+        let shortened = overlay::shorten(data).filter(|_| fstype == "overlay");
+        match shortened.filter(|shortened| shortened.data.len() <= overlay::OPTIONS_LEN) {
+            Some(shortened) => mount_in(&shortened.directory, || {
+                let data = Some(shortened.data.as_str());
+                nix::mount::mount(Some(source), target, Some(fstype), flags, data)
+            }),
+            None => Err(nix::errno::Errno::E2BIG),
+        }
+    };
     mounted.map_err(|errno| HostError::Mount {
         fstype: fstype.to_owned(),
         from: source.to_owned(),
         path: target.to_owned(),
         source: errno.into(),
+    })
+}
+
+/// Runs `act` in a directory. The working directory belongs to the whole process, so a thread gets
+/// one of its own.
+fn mount_in(directory: &Path, act: impl FnOnce() -> nix::Result<()> + Send) -> nix::Result<()> {
+    let body = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        nix::unistd::chdir(directory)?;
+        act()
+    };
+    std::thread::scope(|scope| {
+        scope
+            .spawn(body)
+            .join()
+            .unwrap_or(Err(nix::errno::Errno::EAGAIN))
     })
 }
 
@@ -231,6 +253,7 @@ fn open_path(path: &Path) -> Result<File, HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::own_mounts::in_own_mounts;
 
     #[test]
     fn mountinfo_is_read_with_its_escapes() {
@@ -243,6 +266,32 @@ mod tests {
         assert_eq!(mounts[1].path, Path::new("/a b"));
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         assert_eq!(mounts[1].flags, flags);
+    }
+
+    #[test]
+    fn an_image_of_many_layers_is_mounted() {
+        in_own_mounts(|state| {
+            let name = "l".repeat(72);
+            let layers: Vec<_> = (0..50)
+                .map(|layer| state.join(format!("{name}{layer}")))
+                .collect();
+            for (number, layer) in layers.iter().enumerate() {
+                std::fs::create_dir(layer).unwrap();
+                std::fs::write(layer.join(number.to_string()), "").unwrap();
+            }
+            let layers: Vec<_> = layers.iter().map(|layer| layer.to_str().unwrap()).collect();
+            let data = format!("lowerdir={}", layers.join(":"));
+            assert!(data.len() > overlay::OPTIONS_LEN);
+            let target = state.join("target");
+            std::fs::create_dir(&target).unwrap();
+            let before = std::env::current_dir().unwrap();
+            filesystem("overlay", "overlay", &target, UNTRUSTED, &data).unwrap();
+            assert_eq!(std::fs::read_dir(&target).unwrap().count(), 50);
+            assert_eq!(std::env::current_dir().unwrap(), before);
+            detach(&target).unwrap();
+            let error = filesystem("tmpfs", "x", &target, UNTRUSTED, &data).unwrap_err();
+            assert!(error.to_string().contains("too long"), "{error}");
+        });
     }
 
     #[test]

@@ -13,7 +13,7 @@ use nix::mount::MsFlags;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, unlinkat};
 
 use super::{HostError, mount};
-use crate::plan::PodPaths;
+use crate::plan::{PodPaths, UNTRUSTED};
 
 /// tree/<container>/mounts/<N>: nothing of ours lies deeper.
 const DEPTH: usize = 4;
@@ -38,7 +38,7 @@ pub(crate) fn create(paths: &PodPaths) -> Result<(), HostError> {
         let made = fs::DirBuilder::new().mode(mode).create(&path);
         made.map_err(HostError::path("make", &path))?;
     }
-    let read_only = mount::UNTRUSTED | MsFlags::MS_RDONLY;
+    let read_only = UNTRUSTED | MsFlags::MS_RDONLY;
     mount::bind_directory(
         &paths.tree(),
         &paths.shared(),
@@ -48,7 +48,7 @@ pub(crate) fn create(paths: &PodPaths) -> Result<(), HostError> {
     mount::bind_directory(
         &paths.stage(),
         &paths.stage(),
-        mount::UNTRUSTED,
+        UNTRUSTED,
         MsFlags::MS_PRIVATE,
     )
 }

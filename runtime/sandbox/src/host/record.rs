@@ -60,9 +60,14 @@ impl Record {
             Ok(text) => text,
             Err(error) => return Err(failed(error)),
         };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| failed(error.into()))
+        let record: Self = match serde_json::from_slice(&text) {
+            Ok(record) => record,
+            Err(error) => return Err(failed(error.into())),
+        };
+        if !is_pod_directory(&record.dir) {
+            return Err(failed(io::Error::other("names no pod's directory")));
+        }
+        Ok(Some(record))
     }
 
     /// Replaces the record at once: a reader sees the old one or the new one.
@@ -95,6 +100,13 @@ impl Record {
     }
 }
 
+/// What a damaged record names is not unmounted and removed.
+fn is_pod_directory(dir: &Path) -> bool {
+    let name = dir.file_name().and_then(|name| name.to_str());
+    let hex = |name: &str| name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    dir.is_absolute() && name.is_some_and(hex)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +117,7 @@ mod tests {
         assert_eq!(Record::read(bundle.path()).unwrap(), None);
         let mut record = Record {
             id: "pod".into(),
-            dir: "/run/isopod/0123".into(),
+            dir: "/run/isopod/0123456789abcdef".into(),
             processes: Vec::new(),
         };
         record.write(bundle.path()).unwrap();
@@ -124,8 +136,11 @@ mod tests {
     #[test]
     fn a_damaged_record_is_an_error_that_names_it() {
         let bundle = tempfile::tempdir().unwrap();
-        fs::write(bundle.path().join(FILE), "{").unwrap();
-        let error = Record::read(bundle.path()).unwrap_err().to_string();
-        assert!(error.contains(FILE), "{error}");
+        let elsewhere = r#"{"id": "x", "dir": "/etc", "processes": []}"#;
+        for text in ["{", elsewhere] {
+            fs::write(bundle.path().join(FILE), text).unwrap();
+            let error = Record::read(bundle.path()).unwrap_err().to_string();
+            assert!(error.contains(FILE), "{error}");
+        }
     }
 }

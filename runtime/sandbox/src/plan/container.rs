@@ -7,8 +7,8 @@ use nix::mount::MsFlags;
 use oci_spec::runtime::Spec;
 
 use super::{
-    BindPlan, HostFacts, PlanError, RootfsPlan, SourceKind, guest_spec, mount_options, mounts,
-    paths::check_id,
+    BindPlan, HostFacts, PlanError, RootfsPlan, SourceKind, UNTRUSTED, guest_spec, mount_options,
+    mounts, paths::check_id,
 };
 use crate::{ContainerRequest, RootfsMount, StdioRequest};
 
@@ -23,11 +23,6 @@ pub(crate) struct ContainerPlan {
     pub spec_json: Vec<u8>,
     pub stdio: StdioRequest,
 }
-
-/// Host mounts never hand the host a device node, a set-user-id bit or a program of the guest.
-const UNTRUSTED: MsFlags = MsFlags::MS_NODEV
-    .union(MsFlags::MS_NOSUID)
-    .union(MsFlags::MS_NOEXEC);
 
 /// Plans a container. `first_pid`: the guest's pid of the pod's first container, unless this is it.
 pub(crate) fn plan_container(

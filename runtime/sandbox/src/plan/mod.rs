@@ -11,10 +11,17 @@ mod paths;
 mod pod;
 mod size;
 
+use nix::mount::MsFlags;
+
 pub(crate) use container::{ContainerPlan, plan_container, plan_exec};
 pub(crate) use mounts::{BindPlan, Propagation, SourceKind};
 pub(crate) use paths::{ContainerPaths, PodPaths};
 pub(crate) use pod::{PodPlan, plan_pod};
+
+/// Host mounts never hand the host a device node, a set-user-id bit or a program of the guest.
+pub(crate) const UNTRUSTED: MsFlags = MsFlags::MS_NODEV
+    .union(MsFlags::MS_NOSUID)
+    .union(MsFlags::MS_NOEXEC);
 
 /// A mount of the container's root filesystem on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +30,7 @@ pub(crate) enum RootfsPlan {
     Filesystem {
         fstype: String,
         source: String,
-        flags: nix::mount::MsFlags,
+        flags: MsFlags,
         data: String,
     },
     /// A directory of the host, bound.
