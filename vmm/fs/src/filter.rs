@@ -148,6 +148,7 @@ pub const ALLOWED: &[Call] = &[
     Call::any(libc::SYS_epoll_ctl, SOCKETS),
     Call::any(libc::SYS_epoll_wait, SOCKETS),
     Call::any(libc::SYS_epoll_pwait, SOCKETS),
+    Call::any(libc::SYS_epoll_pwait2, SOCKETS),
     Call::any(libc::SYS_eventfd2, SOCKETS),
     Call::any(libc::SYS_timerfd_create, SOCKETS),
     Call::any(libc::SYS_timerfd_settime, SOCKETS),
