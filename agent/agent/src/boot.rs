@@ -1,6 +1,14 @@
 //! From the kernel's hand-over to a machine in which containers can be made.
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd as _, IntoRawFd as _},
+        unix::fs::PermissionsExt as _,
+    },
+    path::Path,
+};
 
 use isopod_container::cgroup::{CgroupError, Tree};
 use isopod_protocol::paths;
@@ -59,7 +67,24 @@ const MOUNTS: &[(&str, &str, MountFlags, &std::ffi::CStr, bool)] = &[
     ),
 ];
 
-/// All of it, in order. The kernel has mounted devtmpfs on /dev already (CONFIG_DEVTMPFS_MOUNT).
+/// Mounts /dev unless the kernel did (CONFIG_DEVTMPFS_MOUNT), and opens /dev/null for standard streams that
+/// are missing: a descriptor 0, 1 or 2 of another kind would be given to a container's init by mistake.
+pub(crate) fn open_standard_streams() -> io::Result<()> {
+    let first = rustix::process::getpid() == rustix::process::Pid::INIT;
+    if first && !Path::new("/dev/null").exists() {
+        mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None)?;
+    }
+    loop {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        if null.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        // Lowest first: the kernel gives the missing numbers in order. It stays open for good.
+        let _ = null.into_raw_fd();
+    }
+}
+
+/// All of it, in order, after [`open_standard_streams`].
 pub(crate) fn boot() -> Result<(), BootError> {
     for (kind, target, flags, data, needed) in MOUNTS {
         if let Err(source) = mount(*kind, *target, *kind, *flags, *data)

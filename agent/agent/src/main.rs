@@ -9,6 +9,8 @@
 //! One thread, but for what blocks. With [`isopod_container::INIT_NAME`] as argv\[0\] the same binary is
 //! a container's process in the making. Nobody imports it.
 #![deny(unsafe_code)]
+// See `sys::main`.
+#![cfg_attr(not(test), no_main)]
 
 mod boot;
 mod clock;
@@ -27,7 +29,7 @@ mod shutdown;
 mod streams;
 mod sys;
 
-use std::{ffi::OsStr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{ffi::OsStr, path::PathBuf, sync::Arc};
 
 /// Where the agent runs: what differs between a guest and a test.
 #[derive(Clone, Debug)]
@@ -40,25 +42,31 @@ pub(crate) struct Place {
     pub sockets: Option<PathBuf>,
 }
 
-fn main() -> ExitCode {
+/// The program, whoever calls it.
+#[cfg_attr(test, allow(dead_code))]
+fn start() -> u8 {
     let mut args = std::env::args_os();
     if args.next().as_deref() == Some(OsStr::new(isopod_container::INIT_NAME)) {
         isopod_container::run_init();
+    }
+    if let Err(error) = boot::open_standard_streams() {
+        // No log can be reached either; the exit code is in the kernel's panic message.
+        return u8::try_from(error.raw_os_error().unwrap_or(1)).unwrap_or(1);
     }
     log::end_on_panic();
     let place = match place(args) {
         Ok(place) => place,
         Err(reason) => {
             log::error(&reason);
-            return ExitCode::FAILURE;
+            return 1;
         }
     };
     match serve(place) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             // PID 1 that ends is a kernel panic: the VM ends, and the host shows this line.
             log::error(&format!("cannot serve: {error}"));
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -1,11 +1,21 @@
 //! What PID 1 needs and has no safe wrapper: adjtimex(2), for it keeps the clock, kill(2) with real-time
-//! signals, and descriptors that the runtime watches.
+//! signals, descriptors that the runtime watches, and the entry itself.
 #![allow(unsafe_code)]
 
 use std::{io, os::fd::OwnedFd};
 
 use isopod_container::Launch;
 use tokio::io::unix::AsyncFd;
+
+/// Takes the place of the entry that Rust makes: its runtime opens /dev/null for missing standard streams
+/// before anything of ours runs, and aborts when there is none. The kernel starts PID 1 without a console
+/// and with an empty /dev.
+#[cfg(not(test))]
+// SAFETY: the one `main` of the program, with C's signature; std reads the arguments by itself.
+#[unsafe(no_mangle)]
+extern "C" fn main(_: libc::c_int, _: *const *const libc::c_char) -> libc::c_int {
+    libc::c_int::from(crate::start())
+}
 
 /// Makes the clock run up to 500 ppm faster or slower until `offset_us` microseconds are made up for;
 /// replaces a correction that is still going on (adjtime(3)'s mode).

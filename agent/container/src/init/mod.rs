@@ -27,7 +27,7 @@ use crate::{
     job::{Failure, FailureKind, Job, Join, Task, Told},
     launch::{receive, tell},
     spec::SpecError,
-    sys::fork::{Side, default_sigpipe, fork_into},
+    sys::fork::{Side, default_signals, fork_into},
 };
 
 /// argv[0] that makes the agent's binary be this.
@@ -236,7 +236,7 @@ fn second_stage(job: Job, handed: Handed) -> ! {
             let _ = tell(channel.as_fd(), &Told::Failed(failure), &[]);
         }
     }));
-    default_sigpipe();
+    default_signals();
     let channel = handed.channel.try_clone();
     let result = match job.task {
         Task::Create { spec, anchor } => container::run(&spec, &anchor, handed),

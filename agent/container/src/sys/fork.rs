@@ -53,10 +53,34 @@ pub(crate) fn fork_into(
     }
 }
 
-/// Rust ignores SIGPIPE at start, and exec keeps ignored signals ignored: undo it.
-pub(crate) fn default_sigpipe() {
-    // SAFETY: SIG_DFL installs no handler, so nothing can run in a signal's context.
+/// Gives every signal its default action and unblocks all: exec would keep what is ignored (SIGPIPE by
+/// Rust at start, others by whoever started the agent).
+pub(crate) fn default_signals() {
+    // The kernel's sigaction of x86_64 and aarch64, all zero: SIG_DFL, no flags, empty mask.
+    let default = [0u64; 4];
+    for signal in 1..=64 {
+        // glibc's sigaction refuses the two that it uses itself, so this is the system call. SIGKILL and
+        // SIGSTOP fail, which is right.
+        // SAFETY: the kernel reads 32 bytes of `default`, and SIG_DFL runs no code of ours.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                size_of::<u64>(),
+            );
+        }
+    }
+    let none = 0u64;
+    // SAFETY: the kernel reads eight bytes of `none`.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null::<u64>(),
+            size_of::<u64>(),
+        );
     }
 }
