@@ -124,6 +124,14 @@ impl Opened {
         })
     }
 
+    /// Opens every output; the input waits for [`Copies::begin_input`]. For an exec, whose client may
+    /// say that its input has ended only after the exec is known: until its start nobody reads.
+    pub fn open_outputs(paths: &Paths) -> Result<Self, Error> {
+        let mut outputs = paths.clone();
+        outputs.stdin.clear();
+        Self::open(&outputs)
+    }
+
     /// Copies from now on between these and the sandbox's ends.
     pub fn connect(self, stdio: Stdio) -> Copies {
         let mut copies = Copies::default();
@@ -134,9 +142,10 @@ impl Opened {
                 copies.outputs.push(copy);
             }
         }
-        if let (Some(input), Some(to)) = (self.stdin, stdio.stdin) {
-            copies.keeper = Some(input.keeper);
-            copies.input = Some(tokio::spawn(feed(input.reader, to)));
+        match (self.stdin, stdio.stdin) {
+            (Some(input), Some(to)) => copies.feed_from(input, to),
+            (None, to) => copies.waiting = to,
+            (Some(_), None) => {}
         }
         copies
     }
@@ -190,19 +199,41 @@ pub struct Copies {
     outputs: Vec<JoinHandle<()>>,
     input: Option<JoinHandle<()>>,
     keeper: Option<pipe::Sender>,
+    /// The sandbox's end of an input that has not begun.
+    waiting: Option<UnixStream>,
+    /// The client has said that its input ends.
+    input_closed: bool,
     /// Output bytes so far: tells slow from stuck.
     copied: Arc<AtomicU64>,
 }
 
 impl Copies {
+    fn feed_from(&mut self, input: Input, to: UnixStream) {
+        self.keeper = (!self.input_closed).then_some(input.keeper);
+        self.input = Some(tokio::spawn(feed(input.reader, to)));
+    }
+
+    /// Opens an input that waited, and copies it from now on.
+    pub fn begin_input(&mut self, paths: &Paths) -> Result<(), Error> {
+        if self.waiting.is_some() && !paths.stdin.is_empty() {
+            let input = input(&paths.stdin)?;
+            if let Some(to) = self.waiting.take() {
+                self.feed_from(input, to);
+            }
+        }
+        Ok(())
+    }
+
     /// Lets standard input end when its other writers have closed it.
     pub fn close_input(&mut self) {
+        self.input_closed = true;
         self.keeper = None;
     }
 
     /// Ends standard input's copy: nobody reads any more.
     pub fn stop_input(&mut self) {
         self.keeper = None;
+        self.waiting = None;
         if let Some(input) = self.input.take() {
             input.abort();
         }

@@ -133,6 +133,28 @@ async fn input_ends_after_close_io_and_the_last_writer() {
 }
 
 #[tokio::test]
+async fn an_execs_input_has_no_reader_before_its_start() {
+    let fixture = fixture();
+    let (stdio, [mut stdin, _stdout, _stderr]) = sockets();
+    let opened = Opened::open_outputs(&fixture.paths).expect("opens");
+    let mut copies = opened.connect(stdio);
+    // A client's end of file must not be over before it could say that it closes the input.
+    let early = pipe::OpenOptions::new().open_sender(&fixture.paths.stdin);
+    assert!(early.is_err(), "somebody reads already");
+    copies.begin_input(&fixture.paths).expect("begins");
+    let mut writer = File::options()
+        .write(true)
+        .open(&fixture.paths.stdin)
+        .expect("opens");
+    writer.write_all(b"text").expect("writes");
+    drop(writer);
+    copies.close_input();
+    let mut all = Vec::new();
+    stdin.read_to_end(&mut all).await.expect("reads");
+    assert_eq!(all, b"text");
+}
+
+#[tokio::test]
 async fn a_reader_that_comes_back_misses_nothing() {
     let fixture = fixture();
     let (stdio, [_stdin, mut stdout, _stderr]) = sockets();

@@ -34,6 +34,8 @@ pub struct Log {
     output: Mutex<File>,
     /// `namespace=... id=... pod=...`, written once.
     identity: String,
+    /// Its keys: an event that names them again adds nothing.
+    keys: Vec<String>,
     level: Mutex<LevelFilter>,
     dropped: AtomicU64,
 }
@@ -58,6 +60,7 @@ impl Log {
         Self {
             output: Mutex::new(output),
             identity: text,
+            keys: identity.iter().map(|(key, _)| (*key).to_owned()).collect(),
             level: Mutex::new(LevelFilter::INFO),
             dropped: AtomicU64::new(0),
         }
@@ -162,24 +165,28 @@ impl Subscriber for Log {
     fn exit(&self, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut fields = Fields::default();
+        let mut fields = Fields {
+            message: String::new(),
+            others: String::new(),
+            known: &self.keys,
+        };
         event.record(&mut fields);
         let level = *event.metadata().level();
         self.write(&self.line(level, &fields.message, &fields.others));
     }
 }
 
-#[derive(Default)]
-struct Fields {
+struct Fields<'a> {
     message: String,
     others: String,
+    known: &'a [String],
 }
 
-impl Visit for Fields {
+impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == "message" {
             self.message.push_str(value);
-        } else {
+        } else if !self.known.iter().any(|key| key == field.name()) {
             pair(&mut self.others, field.name(), value);
         }
     }

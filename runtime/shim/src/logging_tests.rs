@@ -58,7 +58,7 @@ fn an_event_becomes_a_line_with_the_identity() {
     let (mut reader, writer) = pipe();
     let log = Log::to(writer, &[("namespace", "default"), ("pod", "p 1")]);
     tracing::subscriber::with_default(log, || {
-        tracing::info!(container = "c1", code = 3, "container ended");
+        tracing::info!(pod = "p 1", container = "c1", code = 3, "container ended");
         tracing::debug!("not shown");
     });
     let text = read(&mut reader);

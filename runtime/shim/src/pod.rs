@@ -4,8 +4,8 @@
 use std::{future::Future, path::Path};
 
 use isopod_sandbox::{
-    ContainerRequest, Created, Error, Event, ExecRequest, Exit, LaunchReport, ProcessId, Sandbox,
-    SandboxRequest, Stats, Stdio,
+    ContainerRequest, Created, Error, Event, ExecRequest, Exit, ProcessId, Sandbox, SandboxRequest,
+    Stats, Stdio,
 };
 use oci_spec::runtime::LinuxResources;
 use tokio::sync::broadcast;
@@ -26,7 +26,6 @@ pub trait Launch: Send + Sync + 'static {
 /// A started pod: see the methods of [`Sandbox`].
 #[allow(missing_docs)]
 pub trait Pod: Clone + Send + Sync + 'static {
-    fn report(&self) -> &LaunchReport;
     fn host_pid(&self) -> u32;
     fn events(&self) -> broadcast::Receiver<Event>;
     fn create(&self, request: ContainerRequest) -> impl Future<Output = Answer<Created>> + Send;
@@ -76,9 +75,6 @@ impl Launch for Sandboxes {
 }
 
 impl Pod for Sandbox {
-    fn report(&self) -> &LaunchReport {
-        self.report()
-    }
     fn host_pid(&self) -> u32 {
         self.host_pid()
     }

@@ -202,19 +202,6 @@ impl<L: Launch> Tasks<L> {
                 spec: spec.clone(),
             })
             .await?;
-        let report = pod.report();
-        let stages = report.stages.iter();
-        let stages: Vec<String> = stages
-            .map(|stage| format!("{}: {} ms", stage.name, stage.took.as_millis()))
-            .collect();
-        tracing::info!(
-            engine = report.engine,
-            why = report.why,
-            kernel = report.kernel_release,
-            stages = stages.join(", "),
-            pid = pod.host_pid(),
-            "pod started"
-        );
         if let Some(mut record) = ServerRecord::read(&self.bundle) {
             record.task_pid = pod.host_pid();
             if let Err(error) = record.write(&self.bundle) {
@@ -274,7 +261,8 @@ impl<L: Launch> Tasks<L> {
         detached(async move {
             let id = request.id.clone();
             let reservation = Reservation::new(&container.execs, &id.exec);
-            let opened = open(&request.paths)?;
+            let opened = Opened::open_outputs(&request.paths)
+                .map_err(|error| Error::InvalidArgument(error.to_string()))?;
             let asked = ExecRequest {
                 process: request.process,
                 stdio: request.paths.request(),

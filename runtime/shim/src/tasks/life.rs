@@ -50,6 +50,10 @@ impl<L: Launch> Tasks<L> {
                 return Err(Error::WrongState(text));
             }
             let pod = this.pod()?;
+            if let Some(copies) = process.copies().as_mut() {
+                let begun = copies.begin_input(&process.paths);
+                begun.map_err(|error| Error::InvalidArgument(error.to_string()))?;
+            }
             if let Err(error) = pod.start(id.clone()).await {
                 if !process.is_init() {
                     // Nobody else will answer its waiters.

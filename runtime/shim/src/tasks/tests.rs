@@ -7,8 +7,7 @@ use containerd_shim_protos::{
     protobuf::Message,
 };
 use isopod_sandbox::{
-    ContainerRequest, Created, Event, ExecRequest, Exit, LaunchReport, SandboxRequest, Stats,
-    Status, Stdio,
+    ContainerRequest, Created, Event, ExecRequest, Exit, SandboxRequest, Stats, Status, Stdio,
 };
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use tokio::sync::{Semaphore, broadcast};
@@ -34,7 +33,6 @@ struct Script {
     cleaned: AtomicBool,
     ended: AtomicBool,
     broadcast: broadcast::Sender<Event>,
-    report: LaunchReport,
 }
 
 #[derive(Clone)]
@@ -54,13 +52,6 @@ impl Fake {
             cleaned: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             broadcast: broadcast::Sender::new(16),
-            report: LaunchReport {
-                engine: "fake",
-                why: "a test".into(),
-                kernel_release: "0".into(),
-                stages: Vec::new(),
-                processes: Vec::new(),
-            },
         }))
     }
 
@@ -104,9 +95,6 @@ impl Launch for Fake {
 }
 
 impl Pod for Fake {
-    fn report(&self) -> &LaunchReport {
-        &self.0.report
-    }
     fn host_pid(&self) -> u32 {
         VM
     }
