@@ -9,7 +9,7 @@ const MAY: &[(&str, &str)] = &[
     ("vmm/hypervisor", ""),
     ("vmm/jail", ""),
     ("agent/container", "src/sys"),
-    ("agent/agent", "src/pid1.rs"),
+    ("agent/agent", "src/sys.rs"),
 ];
 
 pub fn check(tree: &Tree) -> Vec<String> {
