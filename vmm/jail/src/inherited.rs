@@ -54,20 +54,9 @@ mod tests {
         read.into_raw_fd()
     }
 
+    /// One test: the set of claimed numbers is the process's, and numbers are used again.
     #[test]
-    fn a_descriptor_is_claimed_once() {
-        let fd = inheritable();
-        let owned = claim(fd).unwrap();
-        assert!(
-            rustix::io::fcntl_getfd(&owned)
-                .unwrap()
-                .contains(rustix::io::FdFlags::CLOEXEC)
-        );
-        assert!(matches!(claim(fd), Err(Error::ClaimedTwice(n)) if n == fd));
-    }
-
-    #[test]
-    fn own_descriptors_standard_streams_and_closed_numbers_are_refused() {
+    fn inherited_descriptors_are_claimed_once_and_others_never() {
         let (read, _write) = std::io::pipe().unwrap();
         assert!(matches!(
             claim(read.as_raw_fd()),
@@ -79,5 +68,11 @@ mod tests {
             claim(999_999),
             Err(Error::NotInherited { fd: 999_999, .. })
         ));
+
+        let fd = inheritable();
+        let owned = claim(fd).unwrap();
+        let flags = rustix::io::fcntl_getfd(&owned).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(matches!(claim(fd), Err(Error::ClaimedTwice(n)) if n == fd));
     }
 }

@@ -267,12 +267,7 @@ fn jail(arguments: &Arguments) -> JailConfig {
     if !arguments.no_default_binds {
         devices.push("/dev/null".into());
     }
-    binds.extend(
-        devices
-            .iter()
-            .cloned()
-            .map(bind(BindAccess::Device, false)),
-    );
+    binds.extend(devices.iter().cloned().map(bind(BindAccess::Device, false)));
     let mut limits = vec![
         Limit {
             resource: LimitedResource::CoreSize,

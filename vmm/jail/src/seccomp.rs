@@ -158,3 +158,76 @@ fn condition(argument: &Argument) -> Result<SeccompCondition, seccompiler::Backe
         u64::from(value),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, os::unix::net::UnixDatagram, thread};
+
+    use super::*;
+
+    const NO_INTERNET: &[Call] = &[Call::with(
+        libc::SYS_socket,
+        &[Argument {
+            index: 0,
+            check: Check::Equals(libc::AF_INET as u32),
+        }],
+        "tested here",
+    )];
+
+    /// Filters stay: each test has a thread of its own.
+    fn filtered<T: Send + 'static>(
+        mode: Mode,
+        table: &'static [Call],
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        thread::spawn(move || {
+            crate::sys::set_no_new_privs().unwrap();
+            Filter::compile("test", mode, table)
+                .unwrap()
+                .install()
+                .unwrap();
+            job()
+        })
+        .join()
+        .unwrap()
+    }
+
+    #[test]
+    fn a_denied_call_fails_with_the_error_and_others_pass() {
+        let (denied, passed) = filtered(Mode::Deny(libc::EXDEV), NO_INTERNET, || {
+            (UdpSocket::bind("127.0.0.1:0"), UnixDatagram::unbound())
+        });
+        assert_eq!(denied.unwrap_err().raw_os_error(), Some(libc::EXDEV));
+        passed.unwrap();
+    }
+
+    #[test]
+    fn bits_of_an_argument_decide() {
+        const NO_STREAMS: &[Call] = &[Call::with(
+            libc::SYS_socket,
+            &[Argument {
+                index: 1,
+                check: Check::Masked {
+                    mask: 0xf,
+                    value: libc::SOCK_STREAM as u32,
+                },
+            }],
+            "tested here",
+        )];
+        let (stream, datagram) = filtered(Mode::Deny(libc::EXDEV), NO_STREAMS, || {
+            (
+                std::net::TcpListener::bind("127.0.0.1:0"),
+                UnixDatagram::unbound(),
+            )
+        });
+        assert_eq!(stream.unwrap_err().raw_os_error(), Some(libc::EXDEV));
+        datagram.unwrap();
+    }
+
+    #[test]
+    fn a_row_without_conditions_wins() {
+        const BOTH: &[Call] = &[NO_INTERNET[0], Call::any(libc::SYS_socket, "tested here")];
+        let socket = filtered(Mode::Deny(libc::EXDEV), BOTH, UnixDatagram::unbound);
+        assert_eq!(socket.unwrap_err().raw_os_error(), Some(libc::EXDEV));
+    }
+}
