@@ -232,7 +232,9 @@ impl VsockDevice {
 
     /// A driver is there: host programs may come.
     fn activate(&mut self) {
-        if let Err(error) = self.callers.open(self.muxer.host()) {
+        if let Err(error) = self.callers.open(self.muxer.host())
+            && !std::mem::replace(&mut self.warned, true)
+        {
             tracing::error!(%error, "vsock: cannot watch the listening socket");
         }
     }
