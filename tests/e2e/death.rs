@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use isopod_tests::{
-    Background, Bed, Case, Container, check_contains, check_eq, events::Events,
-    process::eventually, procfs,
+    Background, Bed, Case, Container, check_contains, check_eq,
+    events::Events,
+    process::eventually,
+    procfs,
+    spec::{privilege, spec},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -17,7 +20,7 @@ pub const CASES: &[Case] = &[
     Case::isopod("qemu_is_killed", qemu_killed),
     Case::isopod("qemu_is_killed_with_two_containers", two_containers),
     Case::isopod("the_file_server_is_killed", file_server_killed),
-    Case::isopod("the_guest_kernel_panics", kernel_panics),
+    Case::isopod("the_guest_kernel_panics", kernel_panics).with_probe(),
     Case::isopod("qemu_is_stopped_and_the_task_killed", qemu_stopped),
     Case::isopod("qemu_is_killed_during_a_stream", killed_streaming).with_probe(),
 ];
@@ -142,15 +145,20 @@ fn file_server_killed(bed: &Bed) -> Result<()> {
 
 fn kernel_panics(bed: &Bed) -> Result<()> {
     // A privileged container may tell its own kernel to panic when a control group runs out of memory.
-    let flags = ["--privileged", "--memory-limit", "33554432"];
-    let container = bed.container().flags(flags).sleeping()?;
+    let mut spec = spec(
+        &bed.rootfs()?,
+        &format!("/{}/panics", bed.namespace),
+        &["sleep", "100000"],
+    );
+    privilege(&mut spec, u64::MAX);
+    spec["linux"]["resources"]["memory"] = serde_json::json!({ "limit": 33_554_432 });
+    let container = bed.container().spec(&spec)?.start([])?;
     container
         .exec(["sh", "-c", "echo 2 > /proc/sys/vm/panic_on_oom"])?
         .ok()?;
     let mut eater = None;
     let cause = || {
-        let eat = "x=0123456789abcdef; while true; do x=$x$x; done";
-        let mut command = container.exec_command(&[], ["sh", "-c", eat]);
+        let mut command = container.exec_command(&[], [isopod_tests::probe::PATH, "eat"]);
         eater = Some(Background::start(&mut command)?);
         Ok(())
     };

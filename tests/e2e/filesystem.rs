@@ -210,6 +210,6 @@ fn missing_source(bed: &Bed) -> Result<()> {
         .run(["true"])?
         .code_is(1)?;
     check_contains!(run.err(), "does-not-exist");
-    check_contains!(run.err(), "no such file or directory");
+    check_contains!(run.err().to_lowercase(), "no such file or directory");
     Ok(())
 }

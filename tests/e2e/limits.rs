@@ -1,25 +1,22 @@
 //! Memory, processes, CPU.
 
 use anyhow::Result;
-use isopod_tests::{Bed, Case, check_contains, check_eq, spec::spec};
+use isopod_tests::{Bed, Case, check_contains, check_eq, probe::PATH, spec::spec};
 use serde_json::json;
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::both("memory_limit_kills_and_is_told", out_of_memory),
-    Case::both("memory_limit_of_an_exec_spares_init", exec_out_of_memory),
+    Case::both("memory_limit_kills_and_is_told", out_of_memory).with_probe(),
+    Case::both("memory_limit_of_an_exec_spares_init", exec_out_of_memory).with_probe(),
     Case::both("memory_within_the_limit_is_usable", within),
     Case::both("process_limit", processes),
     Case::both("cpu_limit", cpu),
 ];
 
-/// Anonymous memory: a shell variable that doubles.
-const EAT: &str = "x=0123456789abcdef; while true; do x=$x$x; done";
-
 fn out_of_memory(bed: &Bed) -> Result<()> {
     let mut events = bed.events()?;
     let run = bed.container().flags(["--memory-limit", "33554432"]);
-    let finished = run.run(["sh", "-c", &format!("sh -c '{EAT}'; exit $?")])?;
+    let finished = run.run(["sh", "-c", &format!("{PATH} eat; exit $?")])?;
     check_eq!(finished.code, 137);
     let oom = events.wait("/tasks/oom", |event| event.text("container_id") == run.id())?;
     check_eq!(oom.text("container_id"), run.id());
@@ -32,7 +29,7 @@ fn exec_out_of_memory(bed: &Bed) -> Result<()> {
         .container()
         .flags(["--memory-limit", "33554432"])
         .sleeping()?;
-    container.exec(["sh", "-c", EAT])?.code_is(137)?;
+    container.exec([PATH, "eat"])?.code_is(137)?;
     events.wait("/tasks/oom", |event| {
         event.text("container_id") == container.id
     })?;

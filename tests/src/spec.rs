@@ -64,3 +64,63 @@ pub fn spec(rootfs: &Path, cgroup: &str, arguments: &[&str]) -> Value {
         },
     })
 }
+
+/// Every capability by number, as capabilities(7) has them.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Makes a specification privileged, without the host's devices: every capability of `mask` (bits as in
+/// /proc/PID/status), and nothing masked or read-only.
+pub fn privilege(spec: &mut Value, mask: u64) {
+    let held = CAPABILITIES
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| mask & (1 << bit) != 0);
+    let held: Vec<String> = held.map(|(_, name)| format!("CAP_{name}")).collect();
+    spec["process"]["capabilities"] =
+        json!({ "bounding": held, "effective": held, "permitted": held });
+    spec["linux"]["maskedPaths"] = json!([]);
+    spec["linux"]["readonlyPaths"] = json!([]);
+    spec["linux"]["resources"]["devices"] = json!([{ "allow": true, "access": "rwm" }]);
+}

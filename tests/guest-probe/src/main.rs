@@ -6,6 +6,7 @@
 //! probe absorb             reads the pattern from standard input; prints how many bytes were right
 //! probe files DIR COUNT    creates, stats and unlinks COUNT files; microseconds of each as JSON
 //! probe io FILE MIB        sequential and random reads and writes; MiB/s as JSON
+//! probe eat                takes memory until it is killed
 //! probe clock              nanoseconds since 1970
 //! ```
 //! Built by the test framework; imported by nothing.
@@ -42,6 +43,12 @@ fn run(words: &[&str]) -> Result<bool> {
         },
         ["files", dir, count] => println!("{}", measure::files(Path::new(dir), count.parse()?)?),
         ["io", file, mib] => println!("{}", measure::io(Path::new(file), mib.parse()?)?),
+        ["eat"] => {
+            let mut eaten = Vec::new();
+            loop {
+                eaten.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+            }
+        }
         ["clock"] => {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             println!("{}", now.context("the clock is before 1970")?.as_nanos());
