@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn many_pieces_are_moved_in_order_and_stop_at_the_end_of_the_file() {
-        let memory = anonymous(&[0..0x10000]).unwrap();
+        let memory = anonymous(&[(0, 0x10000)]).unwrap();
         let file = tempfile::tempfile().unwrap();
         // Pieces lie backwards in memory, more than one call takes.
         let piece = |n: u64| memory.get_slice(GuestAddress((299 - n) * 16), 16).unwrap();
