@@ -143,7 +143,7 @@ fn callers_that_say_nothing_keep_others_out_only_for_a_time() {
     rig.expect(Op::Request);
     // 128 at a time, 2 s each.
     let took = begin.elapsed();
-    assert!(took < Duration::from_secs(9), "{took:?}");
+    assert!(took < Duration::from_secs(18), "{took:?}");
     assert!(rig.device.counters().refused >= 384);
     drop(idle);
 }

@@ -129,7 +129,7 @@ fn a_guest_that_does_not_confirm_the_end_is_reset_after_a_time() {
     let begin = Instant::now();
     rig.expect(Op::Rst);
     let took = begin.elapsed();
-    assert!((1500..4000).contains(&took.as_millis()), "{took:?}");
+    assert!((1500..15_000).contains(&took.as_millis()), "{took:?}");
     assert_eq!(rig.device.connections(), 0);
 }
 
