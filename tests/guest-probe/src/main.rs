@@ -6,6 +6,7 @@
 //! probe absorb             reads the pattern from standard input; prints how many bytes were right
 //! probe files DIR COUNT    creates, stats and unlinks COUNT files; microseconds of each as JSON
 //! probe io FILE MIB        sequential and random reads and writes; MiB/s as JSON
+//! probe vsock PORT         serves measurements on a vsock port; see `vsock.rs`
 //! probe eat                takes memory until it is killed
 //! probe clock              nanoseconds since 1970
 //! ```
@@ -14,6 +15,7 @@
 
 mod measure;
 mod posix;
+mod vsock;
 
 use std::{env, io, path::Path, process::ExitCode};
 
@@ -43,6 +45,7 @@ fn run(words: &[&str]) -> Result<bool> {
         },
         ["files", dir, count] => println!("{}", measure::files(Path::new(dir), count.parse()?)?),
         ["io", file, mib] => println!("{}", measure::io(Path::new(file), mib.parse()?)?),
+        ["vsock", port] => vsock::serve(port.parse()?)?,
         ["eat"] => {
             let mut eaten = Vec::new();
             loop {
