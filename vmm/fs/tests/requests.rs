@@ -407,6 +407,32 @@ fn directories_nested_beyond_reason_do_not_exhaust_the_stack() {
     device.lookup(ROOT, b"n").unwrap();
 }
 
+#[test]
+fn the_guests_cache_is_kept_exactly_while_the_content_is_the_same() {
+    const KEEP_CACHE: u64 = 2;
+    let mut device = Device::new(100);
+    let path = device.share().join("f");
+    let node = device.lookup(ROOT, b"f").unwrap();
+    let mut keeps = || {
+        let answer = device.call(OPEN, node, &words(&[0, 0])).unwrap();
+        number(&answer, 8, 4) & KEEP_CACHE != 0
+    };
+    // Older than a tick of the file system's clock.
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(50));
+    settle();
+    assert!(!keeps(), "never opened before");
+    assert!(keeps(), "nothing happened");
+    fs::write(&path, "INSIDE").unwrap();
+    assert!(!keeps(), "changed, of the same size");
+    assert!(
+        !keeps(),
+        "changed so recently that it may change again unseen"
+    );
+    settle();
+    assert!(!keeps());
+    assert!(keeps());
+}
+
 fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }

@@ -174,7 +174,7 @@ impl Share {
                 let entry = self.told(&parent, name, Reached::by_name(&directory, name)?)?;
                 let kill = request.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
                 match self.open_file(entry.inode, request.flags, kill) {
-                    Ok(handle) => Ok((entry, handle)),
+                    Ok((handle, _)) => Ok((entry, handle)),
                     Err(error) => {
                         self.inodes.forget(entry.inode, 1);
                         Err(error)

@@ -20,7 +20,7 @@ use super::{
     Share,
     attributes::descriptor_name,
     handle::{Handle, Opened},
-    inode::Inode,
+    inode::{self, Inode},
     thread::ClearingSetId,
 };
 
@@ -44,7 +44,13 @@ pub(super) fn allowed_flags(asked: u32) -> OFlags {
 }
 
 impl Share {
-    pub(super) fn open_file(&self, node: u64, asked: u32, clear_set_id: bool) -> io::Result<u64> {
+    /// Opens a file; also tells whether the guest's cache of its content is still right.
+    pub(super) fn open_file(
+        &self,
+        node: u64,
+        asked: u32,
+        clear_set_id: bool,
+    ) -> io::Result<(u64, bool)> {
         let inode = self.inodes.get(node)?;
         let flags = allowed_flags(asked);
         let clearing = clear_set_id && flags.contains(OFlags::TRUNC);
@@ -54,7 +60,8 @@ impl Share {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         let fd = self.open_again(&inode, flags)?;
-        Ok(self.opened(node, fd, flags))
+        let unchanged = inode.opened_unchanged(&inode::stat(&fd)?);
+        Ok((self.opened(node, fd, flags), unchanged))
     }
 
     /// Opens what a descriptor only names; regular files and directories only.

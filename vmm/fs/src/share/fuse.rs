@@ -154,8 +154,11 @@ impl FileSystem for Share {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        let handle = self.open_file(inode, flags, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
-        Ok((Some(handle), OpenOptions::empty(), None))
+        let (handle, unchanged) =
+            self.open_file(inode, flags, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
+        let mut options = OpenOptions::empty();
+        options.set(OpenOptions::KEEP_CACHE, unchanged);
+        Ok((Some(handle), options, None))
     }
 
     fn create(

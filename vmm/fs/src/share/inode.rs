@@ -26,6 +26,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
@@ -37,6 +38,10 @@ const MAX_INODES: usize = 16 << 20;
 
 /// A let-go inode is reached through at most this many let-go directories.
 const MAX_DEPTH: usize = 4096;
+
+/// An inode is let go only if its directory is held or reached through at most this many: a deep tree
+/// must not make the search for what can be let go a long one.
+const NEAR: usize = 8;
 
 /// What makes an inode the same inode: where it is mounted, device, number, and when it was made
 /// (numbers are used again, also those of devices and mounts).
@@ -99,6 +104,34 @@ pub(super) struct Inode {
     way: Mutex<Way>,
     /// Reached since the last look for inodes to let go.
     used: AtomicBool,
+    /// What the content was when the guest last opened it.
+    opened: Mutex<Option<Version>>,
+}
+
+/// Two equal versions of a file have the same content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    changed: (i64, u32),
+    size: u64,
+}
+
+/// File systems count time in ticks: what was changed more recently than this may change again
+/// without a new time.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Version {
+    /// None if it cannot be told from what may come right after it.
+    fn of(stat: &Statx) -> Option<Self> {
+        let changed = (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec);
+        let since_epoch = Duration::new(u64::try_from(changed.0).ok()?, changed.1);
+        let age = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH + since_epoch)
+            .ok()?;
+        (age > TICK).then_some(Self {
+            changed,
+            size: stat.stx_size,
+        })
+    }
 }
 
 struct Way {
@@ -115,6 +148,15 @@ impl Inode {
     /// The mount that it lies on.
     pub fn mount(&self) -> u64 {
         self.identity.mount
+    }
+
+    /// The guest opens it: is what its kernel has cached of the content since it last did still right?
+    /// (It asks for attributes too, but believes them for a while.)
+    pub fn opened_unchanged(&self, stat: &Statx) -> bool {
+        let version = Version::of(stat);
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *opened, version);
+        version.is_some() && version == before
     }
 
     /// What it is.
@@ -166,6 +208,8 @@ pub(super) struct Inodes {
     /// must be let go.
     held: Mutex<VecDeque<Weak<Inode>>>,
     limit: usize,
+    /// How many may be held before some are let go: the limit, or more if not enough could be.
+    look_at: AtomicUsize,
     let_go: AtomicUsize,
     /// Read-locked while a name is taken away, write-locked while an inode is let go by its name.
     naming: RwLock<()>,
@@ -183,12 +227,14 @@ impl Inodes {
             identity,
             way: Mutex::new(way),
             used: AtomicBool::new(true),
+            opened: Mutex::new(None),
         });
         let inodes = Self {
             table: RwLock::default(),
             root,
             held: Mutex::default(),
             limit,
+            look_at: AtomicUsize::new(limit),
             let_go: AtomicUsize::new(0),
             naming: RwLock::default(),
         };
@@ -217,7 +263,7 @@ impl Inodes {
         if let Some(fd) = &inode.way().fd {
             return Ok(fd.clone());
         }
-        self.reach_again(inode)
+        Ok(self.take_back(inode, Self::walk(inode, MAX_DEPTH)?))
     }
 
     /// Tells the guest of an inode: its number, counted once more. `seen` is where it was found.
@@ -265,6 +311,7 @@ impl Inodes {
                 seen,
             }),
             used: AtomicBool::new(true),
+            opened: Mutex::new(None),
         });
         table.by_identity.insert(identity, inode.node);
         table.by_node.insert(
@@ -346,18 +393,17 @@ impl Inodes {
                     .map(|r| r.inode.clone())
             };
             if let Some(inode) = known {
-                self.take_back(&inode, reached.fd);
+                self.take_back(&inode, Arc::new(reached.fd));
             }
         }
         guard
     }
 
-    fn take_back(&self, inode: &Arc<Inode>, fd: OwnedFd) -> Arc<OwnedFd> {
+    fn take_back(&self, inode: &Arc<Inode>, fd: Arc<OwnedFd>) -> Arc<OwnedFd> {
         let mut way = inode.way();
         if let Some(fd) = &way.fd {
             return fd.clone();
         }
-        let fd = Arc::new(fd);
         way.fd = Some(fd.clone());
         drop(way);
         self.let_go.fetch_sub(1, Ordering::Relaxed);
@@ -366,7 +412,7 @@ impl Inodes {
     }
 
     /// Walks down by name from the nearest directory that is held.
-    fn reach_again(&self, inode: &Arc<Inode>) -> io::Result<Arc<OwnedFd>> {
+    fn walk(inode: &Arc<Inode>, max_depth: usize) -> io::Result<Arc<OwnedFd>> {
         let stale = || io::Error::from_raw_os_error(libc::ESTALE);
         let mut below = Vec::new();
         let mut current = inode.clone();
@@ -378,7 +424,7 @@ impl Inodes {
             let (directory, name) = way.seen.clone().ok_or_else(stale)?;
             drop(way);
             below.push((current, name));
-            if below.len() > MAX_DEPTH {
+            if below.len() > max_depth {
                 return Err(stale());
             }
             current = directory;
@@ -388,7 +434,7 @@ impl Inodes {
             if Identity::of(&reached.stat) != inode.identity {
                 return Err(stale());
             }
-            fd = self.take_back(&inode, reached.fd);
+            fd = Arc::new(reached.fd);
         }
         Ok(fd)
     }
@@ -397,7 +443,7 @@ impl Inodes {
     fn hold(&self, inode: &Arc<Inode>) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.push_back(Arc::downgrade(inode));
-        if held.len() <= self.limit {
+        if held.len() <= self.look_at.load(Ordering::Relaxed) {
             return;
         }
         // A few more than needed, so that this is not done for every single one; each is looked at
@@ -426,6 +472,9 @@ impl Inodes {
         }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.extend(kept);
+        // So that a guest which holds on to unlinked files does not cost a search for each new one.
+        let next = self.limit.max(held.len().saturating_add(self.limit / 16));
+        self.look_at.store(next, Ordering::Relaxed);
     }
 
     /// Closes the inode's descriptor if its name still leads to it. (Unlinked files and those that
@@ -434,8 +483,8 @@ impl Inodes {
         let Some((directory, name)) = inode.way().seen.clone() else {
             return false;
         };
-        // Only through directories that are held: a walk here could let go without end.
-        let Some(directory) = directory.way().fd.clone() else {
+        // Reached without holding what is on the way: holding could let go of more, without end.
+        let Ok(directory) = Self::walk(&directory, NEAR) else {
             return false;
         };
         let Ok(_alone) = self.naming.try_write() else {
