@@ -223,11 +223,16 @@ impl GuestConnected {
             stages: progress.stages,
             processes: host.processes(),
         };
+        let stages = report.stages.iter();
+        let stages: Vec<String> = stages
+            .map(|stage| format!("{}: {} ms", stage.name, stage.took.as_millis()))
+            .collect();
         tracing::info!(
-            pod = host.plan.id,
+            engine = report.engine,
+            why = report.why,
             kernel = report.kernel_release,
             agent = greeting.agent_version,
-            stages = ?report.stages,
+            stages = stages.join(", "),
             "pod is ready"
         );
         Ok(Ready {

@@ -82,7 +82,8 @@ impl PodHost {
                     machine.await.unwrap_or(reason)
                 }
             },
-            _ => std::future::pending().await,
+            (Some(machine), None) => machine.exited().await,
+            (None, _) => std::future::pending().await,
         }
     }
 
@@ -92,6 +93,11 @@ impl PodHost {
             Some(machine) => machine.console().explain(what),
             None => what.to_owned(),
         }
+    }
+
+    /// What is on record.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// (name, pid) of each process.

@@ -16,7 +16,8 @@ use tokio::{
 use crate::{
     ContainerRequest, ExecRequest, ProcessId, SandboxRequest,
     driver::{Call, Driver, Reply},
-    launch::{self, Planned},
+    host::record::Record,
+    launch::{self, Planned, Ready},
 };
 
 /// Why a call on a sandbox failed, by what the caller can do about it. Messages are for people.
@@ -158,32 +159,44 @@ pub struct Sandbox {
 struct About {
     report: LaunchReport,
     host_pid: u32,
+    record: Record,
 }
 
 impl Sandbox {
     /// Starts the pod's VM and connects its agent. On failure nothing is left behind.
     pub async fn launch(request: SandboxRequest) -> Result<Self, Error> {
         let started = Planned::new(&request)?.start().await?;
-        let ready = started.connect().await?.greet().await?;
+        Ok(Self::drive(started.connect().await?.greet().await?))
+    }
+
+    /// Hands a pod to its driver.
+    pub(crate) fn drive(ready: Ready) -> Self {
         let about = About {
             report: ready.report.clone(),
             host_pid: ready.host.machine_pid(),
+            record: ready.host.record().clone(),
         };
         let (calls, received) = mpsc::channel(CALLS);
         let events = broadcast::Sender::new(EVENTS);
         let driver = Driver::new(ready, received, events.clone());
         tokio::spawn(driver.run());
-        Ok(Self {
+        Self {
             calls,
             events,
             about: Arc::new(about),
-        })
+        }
     }
 
     /// Removes all that the record in `bundle` names: processes, mounts, sockets, directories. For the
     /// caller whose predecessor died; does nothing, successfully, when there is no record.
     pub async fn clean_up(bundle: &Path) -> Result<(), Error> {
         launch::clean_up(bundle).await
+    }
+
+    /// Writes the pod's record into one more bundle: a pod outlives its first container's bundle, and
+    /// after a killed shim any container's bundle must lead to what is left.
+    pub fn record_in(&self, bundle: &Path) -> Result<(), Error> {
+        Ok(self.about.record.write(bundle)?)
     }
 
     /// What the launch did.

@@ -187,3 +187,9 @@ impl Driver {
         self.host.remove(Duration::ZERO).await
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

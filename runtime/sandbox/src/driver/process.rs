@@ -161,7 +161,8 @@ impl Process {
         if self.phase == Phase::Stopped {
             return None;
         }
-        let told = self.phase != Phase::Creating;
+        // An init whose create fails, or an exec that was never started: nobody waits for its end.
+        let told = self.pid != 0;
         let exit = self.early.take().unwrap_or(Exit {
             pid: self.pid,
             code: 128 + 9,

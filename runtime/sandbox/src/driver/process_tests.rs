@@ -132,6 +132,11 @@ fn the_machines_end_is_the_end_of_every_process_that_was_known() {
     // Its create fails: nobody knows it.
     let mut process = Process::creating();
     assert_eq!(process.machine_ended(now), None);
+    // An exec that was registered and not started.
+    let mut process = Process::creating();
+    process.created(0);
+    assert_eq!(process.machine_ended(now), None);
+    assert!(process.is_stopped());
     // Its own end came first.
     let mut process = starting();
     process.exited(exit(4));

@@ -81,7 +81,10 @@ fn the_machines_end_is_told_once_for_every_process_execs_first() {
     let (mut state, mut events) = state();
     add(&mut state, "a", 11);
     state.insert(&id("a", "e")).unwrap();
-    state.find_mut(&id("a", "e")).unwrap().created(0);
+    let exec = state.find_mut(&id("a", "e")).unwrap();
+    exec.created(0);
+    exec.starting();
+    exec.started(13);
     add(&mut state, "b", 12);
     state.exited(&id("b", ""), exit(3));
     assert_eq!(told(&mut events), [("b".into(), String::new(), 3)]);

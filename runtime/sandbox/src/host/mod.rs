@@ -6,7 +6,7 @@ pub(crate) mod facts;
 pub(crate) mod mount;
 mod overlay;
 #[cfg(test)]
-mod own_mounts;
+pub(crate) mod own_mounts;
 pub(crate) mod pod_dir;
 pub(crate) mod process;
 pub(crate) mod readable;
