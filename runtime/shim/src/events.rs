@@ -162,11 +162,17 @@ impl Events {
                 self.changed.notified().await;
                 continue;
             };
+            let connected = client.is_some();
             match forward(&mut client, &address, envelope).await {
                 Ok(()) => pause = Duration::ZERO,
                 // containerd understood and refused: asking again changes nothing.
-                Err(ttrpc::Error::RpcStatus(status)) => {
+                Err(ttrpc::Error::RpcStatus(status)) if !is_passing(status.code()) => {
                     tracing::error!(reason = status.message, "containerd refused an event");
+                }
+                // containerd was restarted since the last event.
+                Err(_) if connected => {
+                    client = None;
+                    continue;
                 }
                 Err(error) => {
                     if pause == Duration::ZERO {
@@ -194,6 +200,15 @@ impl Events {
             .lock()
             .unwrap_or_else(|poison| poison.into_inner())
     }
+}
+
+/// A containerd that is just going down answers so.
+fn is_passing(code: ttrpc::Code) -> bool {
+    use ttrpc::Code;
+    matches!(
+        code,
+        Code::UNAVAILABLE | Code::CANCELLED | Code::DEADLINE_EXCEEDED | Code::ABORTED
+    )
 }
 
 async fn forward(

@@ -27,6 +27,7 @@ pub trait Launch: Send + Sync + 'static {
 #[allow(missing_docs)]
 pub trait Pod: Clone + Send + Sync + 'static {
     fn host_pid(&self) -> u32;
+    fn record_in(&self, bundle: &Path) -> Answer<()>;
     fn events(&self) -> broadcast::Receiver<Event>;
     fn create(&self, request: ContainerRequest) -> impl Future<Output = Answer<Created>> + Send;
     fn exec(
@@ -77,6 +78,9 @@ impl Launch for Sandboxes {
 impl Pod for Sandbox {
     fn host_pid(&self) -> u32 {
         self.host_pid()
+    }
+    fn record_in(&self, bundle: &Path) -> Answer<()> {
+        self.record_in(bundle)
     }
     fn events(&self) -> broadcast::Receiver<Event> {
         self.events()

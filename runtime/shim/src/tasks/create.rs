@@ -1,7 +1,7 @@
 //! Creating containers and adding execs.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
@@ -147,6 +147,7 @@ impl<L: Launch> Tasks<L> {
             .pod
             .get_or_try_init(|| self.launch(&request, &spec))
             .await?;
+        record(pod, &request.bundle)?;
         let created = pod
             .create(ContainerRequest {
                 id: id.clone(),
@@ -202,12 +203,6 @@ impl<L: Launch> Tasks<L> {
                 spec: spec.clone(),
             })
             .await?;
-        if let Some(mut record) = ServerRecord::read(&self.bundle) {
-            record.task_pid = pod.host_pid();
-            if let Err(error) = record.write(&self.bundle) {
-                tracing::warn!(%error, "the server's record cannot be renewed");
-            }
-        }
         if let Some(barriers) = lock(&self.barriers_end).take() {
             tokio::spawn(self.clone().watch_memory(pod.events(), barriers));
         }
@@ -280,6 +275,17 @@ impl<L: Launch> Tasks<L> {
         })
         .await
     }
+}
+
+/// containerd removes each container's bundle with it; whichever is left when this server is killed
+/// must lead `delete` to the server and to the pod.
+fn record<P: Pod>(pod: &P, bundle: &Path) -> Answer<()> {
+    pod.record_in(bundle)?;
+    let server = ServerRecord::of(std::process::id()).and_then(|mut record| {
+        record.task_pid = pod.host_pid();
+        record.write(bundle)
+    });
+    server.map_err(|error| Error::Failed(format!("recording in {}: {error}", bundle.display())))
 }
 
 fn open(paths: &Paths) -> Answer<Opened> {

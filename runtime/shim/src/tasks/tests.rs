@@ -13,7 +13,7 @@ use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use tokio::sync::{Semaphore, broadcast};
 
 use super::*;
-use crate::{io::Paths, pod::Pod};
+use crate::{bundle::ServerRecord, io::Paths, pod::Pod};
 
 const VM: u32 = 4711;
 
@@ -97,6 +97,10 @@ impl Launch for Fake {
 impl Pod for Fake {
     fn host_pid(&self) -> u32 {
         VM
+    }
+    fn record_in(&self, bundle: &Path) -> Answer<()> {
+        let written = std::fs::write(bundle.join("pod-record"), "");
+        written.map_err(|error| Error::Failed(error.to_string()))
     }
     fn events(&self) -> broadcast::Receiver<Event> {
         self.0.broadcast.subscribe()
@@ -430,6 +434,21 @@ async fn one_launch_for_many_containers() {
     let created = tokio::join!(f.create("a"), f.create("b"), f.create("c"));
     assert!(created.0.is_ok() && created.1.is_ok() && created.2.is_ok());
     assert_eq!(*lock(&f.fake.0.launched), 1);
+}
+
+#[tokio::test]
+async fn every_containers_bundle_leads_to_the_pod() {
+    let f = fixture();
+    let other = fixture();
+    f.create("a").await.expect("creates");
+    let mut request = f.request("b");
+    request.bundle = other.bundle.path().to_owned();
+    f.tasks.create(request).await.expect("creates");
+    for bundle in [&f.bundle, &other.bundle] {
+        assert!(bundle.path().join("pod-record").exists());
+        let server = ServerRecord::read(bundle.path()).expect("recorded");
+        assert_eq!((server.pid, server.task_pid), (std::process::id(), VM));
+    }
 }
 
 #[tokio::test]
