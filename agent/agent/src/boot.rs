@@ -116,8 +116,8 @@ pub(crate) fn boot() -> Result<(), BootError> {
     bring_loopback_up().map_err(BootError::Loopback)?;
     // Every line of ours must reach the console; the default limits how often /dev/kmsg is written.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
-    // PID 1 must outlive every container: never choose it (it never is, but its threads' memory counts).
-    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    // oom_score_adj stays as it is: the kernel never chooses PID 1, and containers would inherit a value
+    // that makes them unkillable, so that a full cgroup hangs (mm/oom_kill.c, oom_unkillable_task).
     Ok(())
 }
 
