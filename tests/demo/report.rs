@@ -21,7 +21,7 @@ impl Row {
     }
 }
 
-/// The shim's `pod started` line.
+/// The shim's `pod is ready` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launched {
     /// `qemu` or `kvm`.
@@ -39,7 +39,7 @@ impl Launched {
     pub fn in_line(line: &str) -> Option<Self> {
         let pairs = logfmt(line);
         let text = |key: &str| pairs.get(key).cloned();
-        if text("msg")? != "pod started" {
+        if text("msg")? != "pod is ready" {
             return None;
         }
         let stages = text("stages")?

@@ -59,12 +59,17 @@ fn ps(bed: &Bed) -> Result<()> {
 fn metrics(bed: &Bed) -> Result<()> {
     let container = bed.container().sleeping()?;
     let out = bed.ctr_run(["task", "metrics", &container.id])?.ok()?.out();
-    check_contains!(out, "memory.usage_in_bytes");
     check_contains!(out, "pids.current");
-    let usage = out
-        .lines()
-        .find_map(|line| line.strip_prefix("memory.usage_in_bytes"));
-    let usage: u64 = usage.context("memory use")?.trim().parse()?;
+    // The host's cgroups may be of version 1; a guest's are of version 2.
+    let usage = out.lines().find_map(|line| {
+        ["memory.usage_in_bytes ", "memory.usage "]
+            .iter()
+            .find_map(|name| line.strip_prefix(name))
+    });
+    let usage: u64 = usage
+        .with_context(|| format!("memory use in {out}"))?
+        .trim()
+        .parse()?;
     anyhow::ensure!(usage > 0, "no memory is used:\n{out}");
     container.end()
 }
