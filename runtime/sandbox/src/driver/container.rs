@@ -26,17 +26,7 @@ pub(super) fn take(call: Call, state: &mut State, effects: Effects) -> Option<Ef
         Call::Start(id, reply) => start(id, reply, state, effects),
         Call::State(id, reply) => answer(reply, state.find(&id).map(Process::state)),
         Call::Wait(id, reply) => answer(reply, state.find(&id).map(Process::watch)),
-        Call::Kill(id, signal, all, reply) => {
-            let guest = effects.guest.clone();
-            let allowed = if all {
-                killable_group(state, &id)
-            } else {
-                killable(state, &id)
-            };
-            pass(allowed, reply, effects, async move {
-                guest.kill(&id, signal, all).await
-            })
-        }
+        Call::Kill(id, signal, all, reply) => kill(id, signal, all, reply, state, effects),
         Call::Resize(id, columns, rows, reply) => {
             let guest = effects.guest.clone();
             let allowed = require(state, &id, Process::has_streams, "has no terminal any more");
@@ -138,6 +128,43 @@ fn killable(state: &State, id: &ProcessId) -> Result<(), Error> {
 /// Children may outlive an init that shares its PID namespace: all of them can be killed after it.
 fn killable_group(state: &State, id: &ProcessId) -> Result<(), Error> {
     state.init(&id.container).map(drop)
+}
+
+/// Sends a signal. SIGKILL ends what it is sent to, whatever happens: a guest that does not even
+/// answer to it is given up with everything in it.
+fn kill(
+    id: ProcessId,
+    signal: u32,
+    all: bool,
+    reply: Reply<()>,
+    state: &State,
+    effects: Effects,
+) -> Option<Effect> {
+    let allowed = if all {
+        killable_group(state, &id)
+    } else {
+        killable(state, &id)
+    };
+    if let Err(error) = allowed.and_then(|()| alive(&effects)) {
+        return answer(reply, Err(error));
+    }
+    Some(Box::pin(async move {
+        let mut given_up = None;
+        let sent = effects.ask(async {
+            match effects.guest.kill(&id, signal, all).await {
+                Err(error) if error.is_timeout() && signal == SIGKILL => {
+                    given_up = Some(format!("{error} when {} was to be killed", name(&id)));
+                    Ok(())
+                }
+                answer => answer,
+            }
+        });
+        let sent = sent.await;
+        change(move |state| {
+            state.given_up = given_up.or(state.given_up.take());
+            let _ = reply.send(sent);
+        })
+    }))
 }
 
 fn create(

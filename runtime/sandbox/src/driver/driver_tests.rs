@@ -253,3 +253,24 @@ fn a_shutdown_asks_the_guest_and_ends_what_runs() {
         pod
     });
 }
+
+#[test]
+fn a_guest_that_does_not_answer_to_sigkill_is_given_up() {
+    with_pod(|pod| async {
+        let mut events = pod.sandbox.events();
+        create(&pod, "c1").await.unwrap();
+        pod.sandbox.start(id("c1", "")).await.unwrap();
+        pod.agent.answers.send_replace(false);
+        let slow = pod.sandbox.kill(id("c1", ""), 15, false).await.unwrap_err();
+        assert!(matches!(slow, Error::Failed(_)), "{slow}");
+        assert_eq!(
+            pod.sandbox.state(id("c1", "")).await.unwrap().status,
+            Status::Running
+        );
+        pod.sandbox.kill(id("c1", ""), 9, false).await.unwrap();
+        assert_eq!(next(&mut events).await, "c1/ 137");
+        let gone = next(&mut events).await;
+        assert!(gone.starts_with("gone: the agent did not answer"), "{gone}");
+        pod
+    });
+}

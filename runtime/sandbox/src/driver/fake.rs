@@ -50,7 +50,7 @@ pub(super) struct FakeAgent {
     events: tokio::sync::Mutex<mpsc::Receiver<agent::Event>>,
     tell: mpsc::Sender<agent::Event>,
     sequence: Mutex<u64>,
-    /// Answers to create and start are given once this is true.
+    /// Answers to create, start and kill are given once this is true.
     pub answers: watch::Sender<bool>,
     /// Creates are refused with this.
     pub refusal: Mutex<Option<ttrpc::Status>>,
@@ -146,6 +146,7 @@ impl Agent for FakeAgent {
 
     async fn kill(&self, _: &TtrpcContext, request: agent::KillRequest) -> Answer<agent::Empty> {
         self.hear(format!("kill {} {}", request.container_id, request.signal));
+        self.permitted().await;
         self.exit(
             &request.container_id,
             &request.exec_id,
@@ -227,7 +228,7 @@ pub(super) async fn pod(state: &Path) -> FakePod {
     let mut settings = isopod_settings::Settings::default();
     settings.paths.state = state.join("isopod");
     settings.timeouts.shutdown = 1;
-    settings.timeouts.request = 5;
+    settings.timeouts.request = 2;
     let request = SandboxRequest {
         namespace: "test".into(),
         id: "pod".into(),
@@ -257,7 +258,7 @@ pub(super) async fn pod(state: &Path) -> FakePod {
         machine: machine.clone(),
     });
     let streams = serve(UnixListener::bind(paths.vsock()).unwrap(), agent.clone()).await;
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(2);
     let (guest, greeting) = Guest::connect(paths.vsock(), limit, String::new())
         .await
         .unwrap();

@@ -90,6 +90,9 @@ impl Driver {
                 },
                 Some(change) = self.effects.next(), if !self.effects.is_empty() => {
                     change(&mut self.state);
+                    if let Some(reason) = self.state.given_up.take().filter(|_| alive) {
+                        self.machine_ended(self.host.explain(&reason)).await;
+                    }
                 }
                 Some(event) = self.guest_events.recv(), if alive => self.hear(event).await,
                 reason = self.host.exited(), if alive => self.machine_ended(reason).await,

@@ -14,6 +14,8 @@ pub(crate) struct State {
     /// The pod's first container: whose namespaces later ones join.
     first: Option<String>,
     pub streams: StreamNumbers,
+    /// Why the guest is to be ended although it runs.
+    pub given_up: Option<String>,
     events: broadcast::Sender<Event>,
 }
 
@@ -23,6 +25,7 @@ impl State {
             containers: BTreeMap::new(),
             first: None,
             streams: StreamNumbers::default(),
+            given_up: None,
             events,
         }
     }

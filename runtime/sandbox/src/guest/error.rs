@@ -60,6 +60,13 @@ impl GuestError {
         )
     }
 
+    /// The guest may be stopped, hung, or only slow.
+    pub fn is_timeout(&self) -> bool {
+        let late = Code::DEADLINE_EXCEEDED;
+        matches!(self, Self::TimedOut(_))
+            || matches!(self, Self::Refusal { code, .. } if *code == late)
+    }
+
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,

@@ -55,6 +55,8 @@ pub(crate) async fn follow(guest: Arc<Guest>, tell: mpsc::Sender<GuestEvent>) {
                 }
                 continue;
             }
+            // A guest that is slow or stopped is not lost. Who cannot wait for it kills it.
+            Err(GuestError::TimedOut(_)) if !tell.is_closed() => continue,
             Err(error) => error,
         };
         failures += 1;

@@ -6,6 +6,7 @@ mod error;
 mod events;
 
 use std::{
+    future::Future,
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -50,6 +51,9 @@ pub(crate) struct Guest {
     hostname: String,
 }
 
+/// How much later than ours a deadline of the guest is.
+const LATER: Duration = Duration::from_secs(1);
+
 type Answer<T> = Result<T, GuestError>;
 
 impl Guest {
@@ -84,8 +88,13 @@ impl Guest {
             .clone()
     }
 
+    /// The guest gives up a little later than we do: our error says more than its.
     fn context(&self) -> context::Context {
-        deadline(self.limit)
+        deadline(self.limit.saturating_add(LATER))
+    }
+
+    async fn ask<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Answer<T> {
+        bounded(self.limit, call).await
     }
 
     async fn hello(&self) -> Answer<Greeting> {
@@ -96,7 +105,9 @@ impl Guest {
             hostname: self.hostname.clone(),
             ..Default::default()
         };
-        let answer = self.client().hello(self.context(), &request).await?;
+        let answer = self
+            .ask(self.client().hello(self.context(), &request))
+            .await?;
         if answer.protocol_version != PROTOCOL_VERSION {
             return Err(GuestError::Version {
                 ours: PROTOCOL_VERSION,
@@ -115,7 +126,9 @@ impl Guest {
             realtime_ns: now_ns(),
             ..Default::default()
         };
-        let answer = self.client().sync_clock(self.context(), &request).await?;
+        let answer = self
+            .ask(self.client().sync_clock(self.context(), &request))
+            .await?;
         Ok(answer.offset_ns)
     }
 
@@ -141,7 +154,10 @@ impl Guest {
             stdio: MessageField::some(stdio.into()),
             ..Default::default()
         };
-        Ok(self.client().create(self.context(), &request).await?.pid)
+        Ok(self
+            .ask(self.client().create(self.context(), &request))
+            .await?
+            .pid)
     }
 
     /// Registers an exec.
@@ -158,13 +174,17 @@ impl Guest {
             stdio: MessageField::some(stdio.into()),
             ..Default::default()
         };
-        self.client().exec(self.context(), &request).await?;
+        self.ask(self.client().exec(self.context(), &request))
+            .await?;
         Ok(())
     }
 
     /// Runs a created process; answers its pid.
     pub async fn start(&self, id: &ProcessId) -> Answer<u32> {
-        Ok(self.client().start(self.context(), &id.into()).await?.pid)
+        Ok(self
+            .ask(self.client().start(self.context(), &id.into()))
+            .await?
+            .pid)
     }
 
     pub async fn kill(&self, id: &ProcessId, signal: u32, all: bool) -> Answer<()> {
@@ -175,13 +195,16 @@ impl Guest {
             all,
             ..Default::default()
         };
-        self.client().kill(self.context(), &request).await?;
+        self.ask(self.client().kill(self.context(), &request))
+            .await?;
         Ok(())
     }
 
     /// Frees a stopped process.
     pub async fn delete(&self, id: &ProcessId) -> Answer<Exit> {
-        let answer = self.client().delete(self.context(), &id.into()).await?;
+        let answer = self
+            .ask(self.client().delete(self.context(), &id.into()))
+            .await?;
         Ok(convert::exit(&answer))
     }
 
@@ -193,21 +216,23 @@ impl Guest {
             height: rows,
             ..Default::default()
         };
-        self.client().resize(self.context(), &request).await?;
+        self.ask(self.client().resize(self.context(), &request))
+            .await?;
         Ok(())
     }
 
     pub async fn close_stdin(&self, id: &ProcessId) -> Answer<()> {
-        self.client()
-            .close_stdin(self.context(), &id.into())
+        self.ask(self.client().close_stdin(self.context(), &id.into()))
             .await?;
         Ok(())
     }
 
     pub async fn pids(&self, container: &str) -> Answer<Vec<(u32, String)>> {
         let answer = self
-            .client()
-            .pids(self.context(), &convert::container(container))
+            .ask(
+                self.client()
+                    .pids(self.context(), &convert::container(container)),
+            )
             .await?;
         let processes = answer.processes.into_iter();
         Ok(processes
@@ -217,8 +242,10 @@ impl Guest {
 
     pub async fn stats(&self, container: &str) -> Answer<Stats> {
         let answer = self
-            .client()
-            .stats(self.context(), &convert::container(container))
+            .ask(
+                self.client()
+                    .stats(self.context(), &convert::container(container)),
+            )
             .await?;
         let known = |name: &String| limits::STAT_FILES.contains(&name.as_str());
         Ok(answer
@@ -229,16 +256,20 @@ impl Guest {
     }
 
     pub async fn pause(&self, container: &str) -> Answer<()> {
-        self.client()
-            .pause(self.context(), &convert::container(container))
-            .await?;
+        self.ask(
+            self.client()
+                .pause(self.context(), &convert::container(container)),
+        )
+        .await?;
         Ok(())
     }
 
     pub async fn resume(&self, container: &str) -> Answer<()> {
-        self.client()
-            .resume(self.context(), &convert::container(container))
-            .await?;
+        self.ask(
+            self.client()
+                .resume(self.context(), &convert::container(container)),
+        )
+        .await?;
         Ok(())
     }
 
@@ -248,7 +279,8 @@ impl Guest {
             resources_json,
             ..Default::default()
         };
-        self.client().update(self.context(), &request).await?;
+        self.ask(self.client().update(self.context(), &request))
+            .await?;
         Ok(())
     }
 
@@ -264,8 +296,9 @@ impl Guest {
             ..Default::default()
         };
         let limit = limits::EVENT_POLL.saturating_add(self.limit);
-        let answer = self.client().events(deadline(limit), &request).await?;
-        Ok(answer.events)
+        let client = self.client();
+        let poll = client.events(deadline(limit.saturating_add(LATER)), &request);
+        Ok(bounded(limit, poll).await?.events)
     }
 }
 
@@ -273,6 +306,13 @@ async fn client(vsock: &std::path::Path, limit: Duration) -> Answer<AgentClient>
     let stream = timeout(limit, connect::connect(vsock, ports::AGENT)).await;
     let stream = stream.map_err(|_| GuestError::TimedOut(limit))??;
     Ok(AgentClient::new(Client::new(Socket::new(stream))))
+}
+
+async fn bounded<T>(limit: Duration, call: impl Future<Output = ttrpc::Result<T>>) -> Answer<T> {
+    match timeout(limit, call).await {
+        Ok(answer) => answer.map_err(GuestError::from),
+        Err(_) => Err(GuestError::TimedOut(limit)),
+    }
 }
 
 fn deadline(limit: Duration) -> context::Context {

@@ -65,6 +65,23 @@ fn qemu_is_told_only_what_the_plan_says() {
     assert!(all.contains("read-only=on"));
 }
 
+/// The list that the guest kernel is built for and measured with.
+#[test]
+fn the_guest_kernel_gets_the_parameters_that_it_is_measured_with() {
+    let list = include_str!("../../../../../guest-kernel/cmdline.qemu");
+    let mut vm = vm();
+    vm.kernel.command_line = vec!["quiet".into(), "panic=-1".into()];
+    let line = command_line(&vm, Accelerator::Tcg);
+    for parameter in list
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
+        assert!(line.split(' ').any(|word| word == parameter), "{parameter}");
+    }
+    // A real CPU speculates.
+    assert!(!command_line(&vm, Accelerator::Kvm).contains("mitigations"));
+}
+
 #[test]
 fn kvm_and_huge_pages_are_passed_on() {
     let mut vm = vm();
