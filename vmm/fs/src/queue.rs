@@ -4,7 +4,10 @@
 
 use std::{
     io::{self, Write},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use fuse_backend_rs::{
@@ -34,6 +37,8 @@ pub struct FsBackend {
     share: Arc<Share>,
     request_queues: u16,
     memory: GuestMemoryHandle,
+    /// Trouble was reported: once is enough, a guest can break its rings as often as it likes.
+    reported: AtomicBool,
 }
 
 impl FsBackend {
@@ -45,6 +50,13 @@ impl FsBackend {
             share,
             request_queues,
             memory,
+            reported: AtomicBool::new(false),
+        }
+    }
+
+    fn report(&self, what: &str, error: &dyn std::fmt::Display) {
+        if !self.reported.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{what}: {error} (more of this is not reported)");
         }
     }
 
@@ -62,7 +74,7 @@ impl FsBackend {
                 if vring.needs_notification()?
                     && let Err(error) = vring.signal_used_queue()
                 {
-                    tracing::warn!("cannot signal the guest: {error}");
+                    self.report("cannot signal the guest", &error);
                 }
             }
             // Rings whose indices make no sense always look as if there were more to do.
@@ -206,7 +218,7 @@ impl VhostUserBackend for FsBackend {
         };
         if let Err(error) = self.serve(vring) {
             // The guest broke its own rings; nothing can be told to it. The other queues go on.
-            tracing::warn!("queue {thread}: {error}");
+            self.report(&format!("queue {thread}"), &error);
         }
         Ok(())
     }
