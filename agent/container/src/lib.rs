@@ -8,7 +8,7 @@
 //!  Report::Forked  <--pid---- waits to be known
 //!  Word::Known     ---------> opens the gate, ends    ---> namespaces, mounts, pivot_root, user ...
 //!  Report::Ready   <-------------------------------------- all done but exec
-//!  Word::Start     --------------------------------------> seccomp, execve
+//!  Word::Start     --------------------------------------> execve
 //!  Report::Closed  <-------------------------------------- (the channel closes on exec)
 //! ```
 //!
@@ -26,6 +26,7 @@ mod init;
 mod job;
 mod launch;
 mod mounts;
+mod seccomp;
 pub mod spec;
 pub mod state;
 pub mod sys;

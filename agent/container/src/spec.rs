@@ -57,7 +57,12 @@ fn parse<T: DeserializeOwned>(whole: &str, json: &[u8]) -> Result<T, SpecError> 
     let mut reader = serde_json::Deserializer::from_slice(json);
     serde_path_to_error::deserialize(&mut reader).map_err(|e| {
         let path = e.path().to_string();
-        let field = if path == "." { whole.to_owned() } else { path };
+        // The root, or text that ends too early to say where.
+        let field = if matches!(path.as_str(), "." | "?") {
+            whole.to_owned()
+        } else {
+            path
+        };
         invalid(field, e.inner().to_string())
     })
 }
@@ -398,7 +403,7 @@ fn check_linux(linux: &Linux) -> Result<(), SpecError> {
         }
     }
     if let Some(seccomp) = linux.seccomp() {
-        crate::init::seccomp::check(seccomp)?;
+        crate::seccomp::check(seccomp)?;
     }
     if let Some(resources) = linux.resources() {
         check_resources(resources)?;

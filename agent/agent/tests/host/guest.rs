@@ -34,9 +34,9 @@ const APPLETS: &[&str] = &[
 const CALL: i64 = 30_000_000_000;
 
 pub struct Guest {
+    // Before the directory: fields are dropped in order, and the agent's mounts go with it.
+    agent: Agent,
     directory: tempfile::TempDir,
-    cgroup: PathBuf,
-    agent: Child,
     pub client: AgentClient,
     next: AtomicU64,
 }
@@ -83,7 +83,7 @@ impl Guest {
         let name = directory.path().file_name().expect("a name");
         let cgroup = root.join(format!("isopod-test-{}", name.to_string_lossy()));
         fs::create_dir(&cgroup).expect("cgroup");
-        let agent = Command::new("unshare")
+        let child = Command::new("unshare")
             .args([
                 "--pid",
                 "--fork",
@@ -101,20 +101,22 @@ impl Guest {
             .stdin(ProcessStdio::null())
             .spawn()
             .expect("unshare runs");
-        let socket = directory.path().join("agent.sock");
-        for _ in 0..500 {
-            if socket.exists() {
+        let agent = Agent { child, cgroup };
+        // The second of its sockets; a file that is bound may not be listened on yet.
+        let socket = directory.path().join("stdio.sock");
+        for _ in 0..1000 {
+            if UnixStream::connect(&socket).await.is_ok() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        let socket = directory.path().join("agent.sock");
         let client = ttrpc::r#async::Client::connect(&format!("unix://{}", socket.display()))
             .await
             .expect("the agent listens");
         Some(Self {
-            directory,
-            cgroup,
             agent,
+            directory,
             client: AgentClient::new(client),
             next: AtomicU64::new(1),
         })
@@ -183,7 +185,7 @@ impl Guest {
     }
 
     pub fn cgroup(&self, id: &str) -> PathBuf {
-        self.cgroup.join(format!("container-{id}"))
+        self.agent.cgroup.join(format!("container-{id}"))
     }
 
     /// A new stream and its id.
@@ -306,11 +308,17 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+/// The agent's process and what it leaves.
+struct Agent {
+    child: Child,
+    cgroup: PathBuf,
+}
+
+impl Drop for Agent {
     fn drop(&mut self) {
         // --kill-child: the agent, and with its pid namespace everything, goes with unshare.
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
         for _ in 0..200 {
             for entry in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(entry.path());

@@ -180,7 +180,7 @@ impl Cgroup {
             match fs::read_to_string(&path) {
                 Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
                 // A cgroup below may be threaded (EOPNOTSUPP) or vanish meanwhile.
-                Err(_) if directory != self.path => continue,
+                Err(_) if directory != self.path => {}
                 Err(source) => return Err(CgroupError::Access { path, source }),
             }
             left.extend(directories(&directory));

@@ -19,11 +19,7 @@ use rustix::{
     mount::{MountPropagationFlags, mount_change},
 };
 
-use super::{
-    Handed, InitError, act, devices,
-    process::{self, Before},
-    terminal,
-};
+use super::{Handed, InitError, act, devices, process, terminal};
 use crate::{
     job::Join,
     mounts::{self, attach, clone_tree, make_read_only, new_tmpfs, options, paths::Root},
@@ -53,7 +49,7 @@ pub(super) fn run(spec: &Spec, anchor: &Path, handed: Handed) -> Result<Infallib
         .as_ref()
         .ok_or_else(|| invalid("linux", "a mount namespace is required"))?;
     setsid().map_err(|e| act(e, || "begin a session".to_owned()))?;
-    let before = Before::take(process)?;
+    process::set_oom_score(process)?;
     enter_namespaces(spec, &handed)?;
 
     let root = attach_root(spec, linux, anchor)?;
@@ -89,7 +85,7 @@ pub(super) fn run(spec: &Spec, anchor: &Path, handed: Handed) -> Result<Infallib
         .map_err(|error| InitError::Command(format!("error during container init: {error}")))?;
     enter_root(&root)?;
     finish_root(spec, linux, &root)?;
-    process::execute(process, linux.seccomp().as_ref(), before, handed, console)
+    process::execute(process, linux.seccomp().as_ref(), handed, console)
 }
 
 fn enter_namespaces(spec: &Spec, handed: &Handed) -> Result<(), InitError> {

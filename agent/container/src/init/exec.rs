@@ -8,17 +8,13 @@ use nix::{
 };
 use oci_spec::runtime::Process;
 
-use super::{
-    Handed, InitError, act,
-    process::{self, Before},
-    terminal,
-};
+use super::{Handed, InitError, act, process, terminal};
 use crate::job::Join;
 
 /// Joins the container and executes the command.
 pub(super) fn run(process: &Process, handed: Handed) -> Result<Infallible, InitError> {
     setsid().map_err(|e| act(e, || "begin a session".to_owned()))?;
-    let before = Before::take(process)?;
+    process::set_oom_score(process)?;
     for (join, fd) in &handed.joins {
         if *join == Join::Everything {
             // All at once, and by pidfd: no path of /proc that could change meanwhile.
@@ -35,5 +31,5 @@ pub(super) fn run(process: &Process, handed: Handed) -> Result<Infallible, InitE
         .then(|| terminal::open_here(process))
         .transpose()?;
     let profile = handed.seccomp.clone();
-    process::execute(process, profile.as_ref(), before, handed, terminal)
+    process::execute(process, profile.as_ref(), handed, terminal)
 }

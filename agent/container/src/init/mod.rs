@@ -6,7 +6,6 @@ mod container;
 mod devices;
 mod exec;
 mod process;
-pub(crate) mod seccomp;
 mod terminal;
 mod user;
 

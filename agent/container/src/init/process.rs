@@ -22,42 +22,48 @@ use rustix::{
 use super::{
     Handed, InitError, act, await_start,
     container::own_proc,
-    seccomp,
     terminal::{self, Terminal},
     user,
 };
-use crate::sys::{descriptors::close_on_exec_from_3, errno_words};
+use crate::{
+    seccomp::{self, Filter},
+    sys::{self, descriptors::close_on_exec_from_3, errno_words},
+};
 
-/// What must be done before the process sees the container's root filesystem.
-pub(super) struct Before {}
-
-impl Before {
-    /// Sets what goes through the guest's own /proc.
-    pub(super) fn take(process: &Process) -> Result<Self, InitError> {
-        if let Some(adj) = process.oom_score_adj() {
-            File::from(own_proc("oom_score_adj")?)
-                .write_all(adj.to_string().as_bytes())
-                .map_err(|e| act(e, || format!("process.oomScoreAdj: set {adj}")))?;
-        }
-        Ok(Self {})
+/// Sets how likely the kernel is to kill this process for memory. Through the guest's /proc, and so
+/// before the process sees the container's.
+pub(super) fn set_oom_score(process: &Process) -> Result<(), InitError> {
+    if let Some(adj) = process.oom_score_adj() {
+        File::from(own_proc("oom_score_adj")?)
+            .write_all(adj.to_string().as_bytes())
+            .map_err(|e| act(e, || format!("process.oomScoreAdj: set {adj}")))?;
     }
+    Ok(())
 }
 
 /// Everything from here to exec. Waits for the start in between.
 pub(super) fn execute(
     process: &Process,
     profile: Option<&LinuxSeccomp>,
-    _before: Before,
     handed: Handed,
     terminal: Option<Terminal>,
 ) -> Result<Infallible, InitError> {
     let Handed {
         channel, streams, ..
     } = handed;
-    let filters = seccomp::compile(profile)?;
+    let filter = profile.map(seccomp::compile).transpose()?;
     user::set_limits(process)?;
     connect_streams(process, streams, terminal.as_ref())?;
     let early = std::env::set_current_dir(process.cwd());
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the user may not have: then the profile
+    // must allow what follows here, as with runc.
+    let (early_filter, late_filter) = if no_new_privileges {
+        (None, filter)
+    } else {
+        (filter, None)
+    };
+    install(early_filter)?;
     user::become_user(process)?;
     // With the user's rights if root's did not suffice (a network filesystem that squashes root).
     if early.is_err() {
@@ -75,7 +81,6 @@ pub(super) fn execute(
             "current working directory is outside of container mount namespace root".to_owned(),
         ));
     }
-    let no_new_privileges = process.no_new_privileges() == Some(true);
     if no_new_privileges {
         set_no_new_privs(true).map_err(|e| act(e, || "process.noNewPrivileges: set".to_owned()))?;
     }
@@ -92,7 +97,7 @@ pub(super) fn execute(
 
     await_start(&channel, terminal.as_ref().map(|t| &t.master))?;
     drop(terminal);
-    seccomp::apply(&filters)?;
+    install(late_filter)?;
     let Err(errno) = execve(&program, &arguments, &environment);
     // Too late to fail the start: the words and the code of runc, on the container's own stderr.
     let words = format!("exec {}: {}\n", path.display(), errno_words(&errno.into()));
@@ -102,6 +107,14 @@ pub(super) fn execute(
     } else {
         1
     })
+}
+
+fn install(filter: Option<Filter>) -> Result<(), InitError> {
+    match filter {
+        Some(filter) => sys::seccomp::install(&filter.program, filter.flags)
+            .map_err(|e| act(e, || "linux.seccomp: install the filter".to_owned())),
+        None => Ok(()),
+    }
 }
 
 fn connect_streams(
@@ -207,7 +220,6 @@ fn is_executable(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     fn failure(command: &str, path: &str) -> String {
         find(command, &[format!("PATH={path}")])

@@ -107,6 +107,8 @@ impl Root {
 
     /// Opens what is there (O_PATH), making an empty file and its directories when nothing is.
     pub(crate) fn make_file(&self, path: &Path) -> Result<OwnedFd, InitError> {
+        // Before links are followed, as runc cleans its paths: "/a/../b" needs no /a.
+        let path: &Path = &normalize(path).iter().collect::<PathBuf>();
         if let Some(found) = self.open(path)? {
             return Ok(found);
         }
