@@ -174,7 +174,7 @@ fn qemu_stopped(bed: &Bed) -> Result<()> {
     // A virtual machine that hangs must not make the pod undeletable.
     bed.settings
         .borrow_mut()
-        .set("timeouts", "request", 5)
+        .set("timeouts", "request", 20)
         .set("timeouts", "shutdown", 1);
     let container = bed.container().sleeping()?;
     kill_program("qemu-system-x86_64", Signal::SIGSTOP)?;

@@ -126,9 +126,10 @@ fn walls(pid: u32, kinds: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn root_of(pid: u32) -> Result<Vec<String>> {
+/// What a process finds in a directory of its root.
+fn root_of(pid: u32, dir: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/root"))? {
+    for entry in fs::read_dir(format!("/proc/{pid}/root/{dir}"))? {
         names.push(entry?.file_name().display().to_string());
     }
     names.sort_unstable();
@@ -148,13 +149,22 @@ fn qemu_confined(bed: &Bed) -> Result<()> {
         "runs as {uids}"
     );
     check_eq!(procfs::status(qemu, "Groups")?, "", "supplementary groups");
-    let root = root_of(qemu)?;
-    for name in ["etc", "home", "root", "var", "sys"] {
+    let root = root_of(qemu, "")?;
+    for name in [
+        "home", "mnt", "opt", "proc", "root", "run", "srv", "sys", "var",
+    ] {
         ensure!(
             !root.iter().any(|have| have == name),
             "its root has {root:?}"
         );
     }
+    // What the dynamic linker reads, and nothing of the host's configuration.
+    let etc = root_of(qemu, "etc")?;
+    let linker = ["alternatives", "ld.so.cache"];
+    ensure!(
+        etc.iter().all(|name| linker.contains(&name.as_str())),
+        "its /etc has {etc:?}"
+    );
     container.end()
 }
 
@@ -173,7 +183,7 @@ fn file_server_confined(bed: &Bed) -> Result<()> {
     ] {
         ensure!(held & (1 << bit) == 0, "it holds CAP_{name} ({held:x})");
     }
-    let root = root_of(server)?;
+    let root = root_of(server, "")?;
     ensure!(root == [container.id.clone()], "its root has {root:?}");
     container.end()
 }

@@ -32,6 +32,8 @@ pub(crate) fn plan_pod(request: &SandboxRequest) -> Result<PodPlan, PlanError> {
         "quiet".to_owned(),
         // A panic reboots at once, and a reboot ends the monitor: the host is told by its exit.
         "panic=-1".to_owned(),
+        // A pod's network namespace begins with a loopback interface alone; the driver would add one.
+        "dummy.numdummies=0".to_owned(),
     ];
     command_line.extend(settings.vm.kernel_parameters.iter().cloned());
     let vm = VmConfig {
