@@ -137,12 +137,13 @@ const MACHINE_PARAMETERS: [&str; 5] = [
 
 /// What the guest kernel need not find out about a software CPU, or guard against on it: its clocks
 /// are known and never stop, and nothing is executed speculatively. `guest-kernel` measures them.
-const TCG_PARAMETERS: [&str; 5] = [
+const TCG_PARAMETERS: [&str; 6] = [
     "lapic_timer_hz=1000000000",
     "tsc=reliable",
     "no_timer_check",
     "mitigations=off",
     "rcupdate.rcu_expedited=1",
+    "noreplace-smp",
 ];
 
 /// What this machine needs, then what the plan says.
