@@ -208,7 +208,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            boot: 60,
+            boot: 120,
             request: 60,
             shutdown: 5,
         }
