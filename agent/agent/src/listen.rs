@@ -77,6 +77,14 @@ pub(crate) async fn tell_ready(place: &Place) -> io::Result<()> {
     if place.sockets.is_some() {
         return Ok(());
     }
-    let mut stream = VsockStream::connect(VsockAddr::new(ports::HOST_CID, ports::READY)).await?;
+    let host = VsockAddr::new(ports::HOST_CID, ports::READY);
+    // The kernel gives up a connection after two seconds (VSOCK_DEFAULT_CONNECT_TIMEOUT), which a busy
+    // host's file server may take to answer. How long a boot may take is for the host to say.
+    let mut stream = loop {
+        match VsockStream::connect(host).await {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+            outcome => break outcome?,
+        }
+    };
     stream.write_all(&[ports::READY_BYTE]).await
 }

@@ -14,6 +14,8 @@ const LINES: usize = 64;
 const LINE_LEN: usize = 256;
 /// Lines of a reason.
 const TOLD: usize = 12;
+/// Lines told before a panic: PID 1 says why it ends, and then the kernel panics because it did.
+const BEFORE: usize = 2;
 
 /// A handle to the lines; clones show the same.
 #[derive(Clone, Default)]
@@ -60,20 +62,23 @@ impl Console {
         }
     }
 
-    /// The lines that tell most about an end: from the first that speaks of a panic, else the last.
+    /// The lines that tell most about an end: from shortly before the first that speaks of a panic,
+    /// else the last.
     pub fn last_words(&self) -> Vec<String> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let open = Some(&ring.open).filter(|line| !line.is_empty());
         let lines: Vec<&String> = ring.lines.iter().chain(open).collect();
         let panic = lines.iter().position(|line| speaks_of_panic(line));
-        let first = panic.unwrap_or(lines.len().saturating_sub(TOLD));
+        let first = panic.map_or(lines.len().saturating_sub(TOLD), |panic| {
+            panic.saturating_sub(BEFORE)
+        });
         lines.into_iter().skip(first).take(TOLD).cloned().collect()
     }
 
     /// Whether a panic was spoken of.
     pub fn panicked(&self) -> bool {
         let lines = self.last_words();
-        lines.first().is_some_and(|line| speaks_of_panic(line))
+        lines.iter().any(|line| speaks_of_panic(line))
     }
 
     /// `what`, followed by the last lines, if there are any.
@@ -110,13 +115,22 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_from_its_first_line() {
-        let mut text = b"Command line: panic=-1\nnoise\nKernel panic - not syncing: x\n".to_vec();
+    fn a_panic_is_told_with_what_led_to_it() {
+        let mut text = b"Command line: panic=-1\nnoise\nmore noise\nagent: cannot serve: x\n\
+            Kernel panic - not syncing: Attempted to kill init!\n"
+            .to_vec();
         text.extend((0..40).flat_map(|line| format!("trace {line}\n").into_bytes()));
         let console = console(&text);
         assert!(console.panicked());
         let words = console.last_words();
-        assert_eq!(words.first().unwrap(), "Kernel panic - not syncing: x");
+        assert_eq!(
+            words.get(..3).unwrap(),
+            [
+                "more noise",
+                "agent: cannot serve: x",
+                "Kernel panic - not syncing: Attempted to kill init!"
+            ]
+        );
         assert_eq!(words.len(), TOLD);
     }
 
