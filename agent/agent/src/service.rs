@@ -218,7 +218,7 @@ impl Agent for Service {
     ) -> Answer<SyncClockResponse> {
         let mut response = SyncClockResponse::new();
         response.offset_ns =
-            clock::follow(request.realtime_ns).map_err(|e| Fault::from(act("set the clock", e)))?;
+            clock::follow(request.realtime_ns).map_err(|e| act("set the clock", e))?;
         Ok(response)
     }
 

@@ -140,7 +140,7 @@ mod tests {
         let streams = Streams::default();
         let (ours, theirs) = pair();
         streams.arrive(7, theirs);
-        assert!(same(ours, streams.claim(7).await.ok().expect("there")).await);
+        assert!(same(ours, streams.claim(7).await.expect("there")).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -153,7 +153,7 @@ mod tests {
         tokio::task::yield_now().await;
         let (ours, theirs) = pair();
         streams.arrive(7, theirs);
-        let claimed = claim.await.expect("no panic").ok().expect("came");
+        let claimed = claim.await.expect("no panic").expect("came");
         assert!(same(ours, claimed).await);
     }
 
@@ -170,7 +170,7 @@ mod tests {
         let (first, theirs) = pair();
         streams.arrive(7, theirs);
         streams.arrive(7, pair().1);
-        assert!(same(first, streams.claim(7).await.ok().expect("there")).await);
+        assert!(same(first, streams.claim(7).await.expect("there")).await);
     }
 
     #[tokio::test(start_paused = true)]
