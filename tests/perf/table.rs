@@ -77,8 +77,8 @@ impl Row {
 /// For people.
 pub fn print(title: &str, rows: &[Row]) {
     println!(
-        "\n{title:<36} {:>12} {:>22} {:>7}  {}",
-        "isopod", "other", "ratio", "unit"
+        "\n{title:<36} {:>12} {:>22} {:>7}  unit",
+        "isopod", "other", "ratio"
     );
     for row in rows {
         let other = row.other.map_or(String::new(), |(name, figure)| {
