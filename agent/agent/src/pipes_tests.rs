@@ -38,14 +38,14 @@ async fn input_arrives_whole_and_ends_with_the_stream() {
     let (mut host, guest) = duplex(1000);
     let (_keep, closed) = watch::channel(false);
     tokio::spawn(copy_in(Box::new(guest), Arc::new(ours), closed));
-    let reader = std::thread::spawn(move || {
+    let reader = tokio::task::spawn_blocking(move || {
         let mut received = Vec::new();
         io::Read::read_to_end(&mut File::from(theirs), &mut received).map(|_| received)
     });
     let data = pattern(1 << 20);
     host.write_all(&data).await.expect("write");
     drop(host);
-    assert!(reader.join().expect("no panic").expect("read") == data);
+    assert!(reader.await.expect("no panic").expect("read") == data);
 }
 
 #[tokio::test]
