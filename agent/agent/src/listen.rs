@@ -78,13 +78,18 @@ pub(crate) async fn tell_ready(place: &Place) -> io::Result<()> {
         return Ok(());
     }
     let host = VsockAddr::new(ports::HOST_CID, ports::READY);
-    // The kernel gives up a connection after two seconds (VSOCK_DEFAULT_CONNECT_TIMEOUT), which a busy
-    // host's file server may take to answer. How long a boot may take is for the host to say.
-    let mut stream = loop {
-        match VsockStream::connect(host).await {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
-            outcome => break outcome?,
-        }
+    let tell = async || {
+        let mut stream = VsockStream::connect(host).await?;
+        stream.write_all(&[ports::READY_BYTE]).await
     };
-    stream.write_all(&[ports::READY_BYTE]).await
+    // The kernel gives up a connection after two seconds (VSOCK_DEFAULT_CONNECT_TIMEOUT), which a busy
+    // host's file server may take to answer, and the host may have given one up by the time that the
+    // guest runs again. How long a boot may take is for the host to say.
+    loop {
+        match tell().await {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            outcome => return outcome,
+        }
+    }
 }

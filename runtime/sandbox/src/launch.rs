@@ -179,12 +179,16 @@ impl VmStarted {
     }
 }
 
+/// From the agent's connection to its byte. On a busy host the guest may not run for seconds in between;
+/// who connects and stays silent harms only its own pod.
+const READY_BYTE_WAIT: Duration = Duration::from_secs(30);
+
 /// Returns when the agent has connected and said so.
 async fn ready(listener: UnixListener) {
     loop {
         match listener.accept().await {
             Ok((mut stream, _)) => {
-                let byte = timeout(Duration::from_secs(1), stream.read_u8()).await;
+                let byte = timeout(READY_BYTE_WAIT, stream.read_u8()).await;
                 if matches!(byte, Ok(Ok(ports::READY_BYTE))) {
                     return;
                 }
