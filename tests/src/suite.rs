@@ -136,6 +136,8 @@ struct Summary {
     not_selected: u64,
     failed_cases: Vec<String>,
     skipped_cases: Vec<String>,
+    /// Passed at the second try only.
+    unsteady_cases: Vec<String>,
 }
 
 /// What all cases of a run share.
@@ -146,6 +148,7 @@ struct Shared {
     beds: AtomicU32,
     failed: Mutex<Vec<String>>,
     skipped: Mutex<Vec<String>>,
+    unsteady: Mutex<Vec<String>>,
 }
 
 impl Suite {
@@ -174,6 +177,7 @@ impl Suite {
             beds: AtomicU32::new(0),
             failed: Mutex::default(),
             skipped: Mutex::default(),
+            unsteady: Mutex::default(),
         });
         let mut trials = Vec::new();
         for (group, cases) in self.groups {
@@ -200,7 +204,11 @@ impl Suite {
             not_selected: conclusion.num_filtered_out,
             failed_cases: take(&shared.failed),
             skipped_cases: take(&shared.skipped),
+            unsteady_cases: take(&shared.unsteady),
         };
+        for name in &summary.unsteady_cases {
+            println!("unsteady: {name} passed at the second try only");
+        }
         if let Some(path) = env::var_os("ISOPOD_TEST_SUMMARY") {
             fs::write(&path, serde_json::to_vec_pretty(&summary)?)
                 .with_context(|| format!("write {path:?}"))?;
@@ -287,10 +295,21 @@ impl Shared {
             let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
             self.in_bed(case, name)
         };
+        let outcome = outcome.or_else(|error| self.again(case, name, &error));
         outcome.map(|()| Completion::Completed).map_err(|error| {
             push(&self.failed, name.to_owned());
             Failed::from(format!("{error:#}"))
         })
+    }
+
+    /// A second try, with nothing beside it: shared machines stall for seconds, and a real fault fails
+    /// twice. The first failure is shown and listed all the same.
+    fn again(&self, case: &Case, name: &str, error: &anyhow::Error) -> Result<()> {
+        let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        eprintln!("{name} failed and is tried once more, alone:\n{error:#}");
+        self.in_bed(case, name)?;
+        push(&self.unsteady, name.to_owned());
+        Ok(())
     }
 
     fn in_bed(&self, case: &Case, name: &str) -> Result<()> {
