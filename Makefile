@@ -16,9 +16,9 @@ TRIPLE     := x86_64-unknown-linux-gnu
 AGENT      := $(TARGET_DIR)/guest/$(TRIPLE)/guest/isopod-agent
 
 # What the build, the guest kernel and the tests need beyond Rust, as Debian packages.
-PACKAGES := bc bison busybox-static ca-certificates containerd cpio erofs-utils flex gcc iproute2 \
-            libc6-dev libelf-dev linux-source-6.12 make python3 qemu-system-common qemu-system-x86 \
-            runc seabios xz-utils
+PACKAGES := bc bison busybox-static ca-certificates containerd cpio e2fsprogs erofs-utils flex gcc iproute2 \
+            libc6-dev libelf-dev linux-source-6.12 make mount patch perl qemu-system-common \
+            qemu-system-x86 runc seabios util-linux xz-utils
 
 export ISOPOD_BIN_DIR := $(abspath $(BIN_DIR))
 export ISOPOD_KERNEL  := $(abspath $(GUEST_DIR)/vmlinux)
@@ -72,6 +72,7 @@ demo: build
 	cargo run --quiet --locked --profile $(PROFILE) --package isopod-tests --bin isopod-demo
 
 test: build
+	guest-kernel/test $(GUEST_DIR)/config
 	rootfs-builder/test $(AGENT)
 	cargo xtask test $(TESTS)
 
