@@ -8,7 +8,7 @@ use ttrpc::{Code, context::with_timeout};
 
 use crate::guest::{Guest, status};
 
-const CALL: i64 = 30_000_000_000;
+const CALL: i64 = 300_000_000_000;
 
 #[tokio::test]
 async fn exit_codes_and_signals() {
@@ -43,7 +43,7 @@ async fn exit_codes_and_signals() {
 
 impl Guest {
     async fn delete_when_ended(&self, id: &str) -> u32 {
-        for _ in 0..500 {
+        for _ in 0..30_000 {
             if let Ok(exit) = self.delete(id, "").await {
                 return exit.code;
             }

@@ -291,3 +291,26 @@ async fn a_file_that_is_no_program_ends_as_with_runc() {
         (1, "", "exec /bin/bad: exec format error\n")
     );
 }
+
+#[tokio::test]
+async fn a_system_call_filter_works_with_and_without_new_privileges() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    for (id, no_new_privileges, uid) in [("a", true, 1000), ("b", false, 1000), ("c", false, 0)] {
+        let patch = json!({
+            "process": {"noNewPrivileges": no_new_privileges, "user": {"uid": uid, "gid": uid}},
+            "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}}
+        });
+        let script =
+            "mkdir /tmp/x 2>&1; grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr '\\t' ' '";
+        assert_eq!(
+            output(&guest, id, script, patch).await,
+            format!(
+                "mkdir: can't create directory '/tmp/x': Operation not supported\nNoNewPrivs: {}\nSeccomp: 2\n",
+                u8::from(no_new_privileges)
+            )
+        );
+    }
+}

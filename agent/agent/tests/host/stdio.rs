@@ -7,7 +7,7 @@ use ttrpc::context::with_timeout;
 
 use crate::guest::Guest;
 
-const CALL: i64 = 30_000_000_000;
+const CALL: i64 = 300_000_000_000;
 
 #[tokio::test]
 async fn much_data_both_ways_in_order() {
