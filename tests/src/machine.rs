@@ -153,5 +153,13 @@ fn target_dir() -> PathBuf {
             .find(|dir| dir.join("CACHEDIR.TAG").exists());
         found.map(Path::to_path_buf)
     });
-    tagged.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"))
+    tagged.unwrap_or_else(|| workspace().join("target"))
+}
+
+/// The checkout. cargo says where it runs from; what it said when it compiled may be another checkout
+/// that shares the target directory, and is gone.
+pub fn workspace() -> PathBuf {
+    let package = env_path("CARGO_MANIFEST_DIR").filter(|dir| dir.ends_with("tests"));
+    let package = package.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    package.parent().map_or(package.clone(), Path::to_path_buf)
 }

@@ -37,7 +37,7 @@ fn compile(machine: &Machine) -> Result<PathBuf> {
         ])
         .args(["--target", TRIPLE, "--target-dir"])
         .arg(&target)
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .current_dir(crate::machine::workspace())
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     let finished = process::run(&mut command, None, Duration::from_secs(600))?;
     if finished.code != 0 {

@@ -13,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use isopod_jail::{
     Bind, BindAccess, Error, FileAccess, Ids, JailConfig, Limit, LimitedResource, Namespaces, Root,
     TmpfsRoot, close_all_except, inherited, lifeline,
@@ -58,6 +58,10 @@ struct Arguments {
     /// The same, but no error when it does not exist.
     #[arg(long, value_name = "PATH")]
     bind_ro_try: Vec<PathBuf>,
+    /// The same, but at another path, so that the program does not learn where the host keeps it; a
+    /// symbolic link is followed. May be given many times.
+    #[arg(long, value_names = ["PATH", "TARGET"], num_args = 2, action = ArgAction::Append)]
+    bind_ro_at: Vec<PathBuf>,
     /// Bind this device node into the new root, to be opened for reading and writing.
     #[arg(long, value_name = "PATH")]
     bind_dev: Vec<PathBuf>,
@@ -261,6 +265,16 @@ fn jail(arguments: &Arguments) -> JailConfig {
     for (path, optional) in asked {
         if !is_bound(&binds, path) {
             binds.push(bind(BindAccess::ReadOnly, optional)(path.clone()));
+        }
+    }
+    for pair in arguments.bind_ro_at.chunks_exact(2) {
+        if let [source, target] = pair {
+            binds.push(Bind {
+                source: source.canonicalize().unwrap_or_else(|_| source.clone()),
+                target: target.clone(),
+                access: BindAccess::ReadOnly,
+                optional: false,
+            });
         }
     }
     let mut devices = arguments.bind_dev.clone();

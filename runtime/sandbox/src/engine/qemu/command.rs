@@ -13,6 +13,9 @@ pub(super) const QMP_FD: RawFd = 6;
 pub(super) const CONSOLE_FD: RawFd = 7;
 pub(super) const LIFELINE_FD: RawFd = 8;
 
+/// Where QEMU finds the kernel, wherever the host keeps it.
+const KERNEL: &str = "/vmlinux";
+
 /// Whom QEMU runs as, and what executes guest code.
 pub(super) struct Confinement {
     pub uid: u32,
@@ -32,8 +35,9 @@ pub(super) fn launcher(vm: &VmConfig, paths: &Paths, confinement: &Confinement) 
     }
     // Guest memory is the only file that QEMU makes.
     words.push("--limit-fsize", &(vm.memory.size_mib << 20).to_string());
-    words.0.push("--bind-ro".into());
+    words.0.push("--bind-ro-at".into());
     words.0.push(vm.kernel.path.clone().into());
+    words.0.push(KERNEL.into());
     if !paths.qemu.starts_with("/usr") {
         words.0.push("--bind-ro".into());
         words.0.push(paths.qemu.clone().into());
@@ -120,8 +124,7 @@ pub(super) fn qemu(vm: &VmConfig, accelerator: Accelerator) -> Vec<OsString> {
     words.push("-chardev", &format!("socket,id=qmp,fd={QMP_FD}"));
     words.push("-mon", "chardev=qmp,mode=control");
 
-    words.0.push("-kernel".into());
-    words.0.push(vm.kernel.path.clone().into());
+    words.push("-kernel", KERNEL);
     words.push("-append", &command_line(vm, accelerator));
     words.0
 }
