@@ -69,24 +69,11 @@ impl<'q, 'm> LiveQueue<'q, 'm> {
         limits: ChainLimits,
         counters: &'q mut QueueCounters,
     ) -> Result<Self, QueueError> {
-        if !queue.ready() {
-            return Err(QueueError::NotReady);
-        }
-        let entries = u64::from(queue.size());
-        // virtio 1.2, 2.7: the rings' lengths, with the event index that ends both.
-        for (ring, address, bytes) in [
-            ("descriptor table", queue.desc_table(), 16 * entries),
-            ("available ring", queue.avail_ring(), 6 + 2 * entries),
-            ("used ring", queue.used_ring(), 6 + 8 * entries),
-        ] {
-            if !isopod_memory::contains(memory, GuestAddress(address), bytes) {
+        if let Err(error) = check_rings(queue, memory) {
+            if !matches!(error, QueueError::NotReady) {
                 counters.broken += 1;
-                return Err(QueueError::RingOutsideMemory {
-                    ring,
-                    address,
-                    bytes,
-                });
             }
+            return Err(error);
         }
         Ok(Self {
             queue,
@@ -227,6 +214,29 @@ impl<'q, 'm> LiveQueue<'q, 'm> {
         // In doubt signal: a spurious one costs little, a missing one everything.
         self.queue.needs_notification(self.memory).unwrap_or(true)
     }
+}
+
+/// Whether a queue is set up and its three rings are guest memory.
+pub(crate) fn check_rings(queue: &Queue, memory: &GuestMemory) -> Result<(), QueueError> {
+    if !queue.ready() {
+        return Err(QueueError::NotReady);
+    }
+    let entries = u64::from(queue.size());
+    // virtio 1.2, 2.7: the rings' lengths, with the event index that ends both.
+    for (ring, address, bytes) in [
+        ("descriptor table", queue.desc_table(), 16 * entries),
+        ("available ring", queue.avail_ring(), 6 + 2 * entries),
+        ("used ring", queue.used_ring(), 6 + 8 * entries),
+    ] {
+        if !isopod_memory::contains(memory, GuestAddress(address), bytes) {
+            return Err(QueueError::RingOutsideMemory {
+                ring,
+                address,
+                bytes,
+            });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

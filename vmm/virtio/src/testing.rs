@@ -2,7 +2,9 @@
 //!
 //! It can behave ([`DriverQueue::offer`]) and misbehave ([`DriverQueue::write_descriptor`],
 //! [`DriverQueue::offer_head`], [`DriverQueue::set_available_index`]). It panics on mistakes of the
-//! test itself.
+//! test itself. [`MmioDriver`] does the same behind a device's registers.
+
+mod mmio;
 
 use std::sync::atomic::Ordering;
 
@@ -12,6 +14,8 @@ use virtio_queue::{
     Queue, QueueT,
     desc::{RawDescriptor, split::Descriptor},
 };
+
+pub use self::mmio::{MmioDriver, PATIENCE};
 
 /// Memory of an imaginary guest, handed out from the bottom.
 #[derive(Debug)]
