@@ -1,7 +1,8 @@
 //! virtio devices, a file or a folder each, apart from the transport that reaches their queues.
 //!
-//! Place in the flow: `fs` puts them behind vhost-user for QEMU; the monitor will put them behind
-//! virtio-mmio. Imports `virtio`, `memory`, `config`.
+//! Place in the flow: the monitor puts them behind virtio-mmio; `fs` puts `vsock` behind vhost-user
+//! for QEMU. Imports `virtio`, `memory`, `config`.
 #![forbid(unsafe_code)]
 
+pub mod rng;
 pub mod vsock;
