@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use isopod_tests::{
-    Bed, Machine, Need,
+    Bed, Container, Machine, Need,
     probe::PATH,
     spec::{privilege, spec},
 };
@@ -27,9 +27,10 @@ const FIGURES: &[(&str, &str, &str, bool)] = &[
     ("unlink_us", "unlink 10 000 files", "ms", false),
 ];
 
+/// Rounds alternate between two pods, so that a busy moment of the machine meets both servers.
 pub fn measure(bed: &Bed) -> Result<Vec<Row>> {
-    let ours = figures(bed).context("isopod-fs")?;
-    let theirs = match Machine::find().lacks(Need::Virtiofsd) {
+    let ours = pod(bed).context("isopod-fs")?;
+    let other = match Machine::find().lacks(Need::Virtiofsd) {
         Some(why) => {
             eprintln!("not compared: {why}");
             None
@@ -38,11 +39,24 @@ pub fn measure(bed: &Bed) -> Result<Vec<Row>> {
             let good = bed.settings.borrow().clone();
             let program = peer::program(bed)?;
             bed.settings.borrow_mut().path("file_server", &program);
-            let theirs = figures(bed).context("virtiofsd");
+            let theirs = pod(bed).context("virtiofsd");
             *bed.settings.borrow_mut() = good;
             Some(theirs?)
         }
     };
+    let (mut our_rounds, mut their_rounds) = (Vec::new(), Vec::new());
+    for round in 1..=ROUNDS {
+        eprintln!("  round {round} of {ROUNDS} ...");
+        our_rounds.push(figures(&ours).context("isopod-fs")?);
+        if let Some(other) = &other {
+            their_rounds.push(figures(other).context("virtiofsd")?);
+        }
+    }
+    ours.end()?;
+    let theirs = other
+        .map(|container| container.end().map(|()| their_rounds))
+        .transpose()?;
+    let ours = our_rounds;
     let row = |&(key, name, unit, more): &(&str, &str, &'static str, bool)| {
         let scale = if unit == "ms" { 0.001 } else { 1.0 };
         let of = |rounds: &[Value]| {
@@ -66,33 +80,30 @@ pub fn measure(bed: &Bed) -> Result<Vec<Row>> {
     Ok(FIGURES.iter().map(row).collect())
 }
 
-/// One pod, several rounds in it.
-fn figures(bed: &Bed) -> Result<Vec<Value>> {
+/// A pod with a volume, whose container may empty the guest's page cache between writing and reading.
+fn pod(bed: &Bed) -> Result<Container<'_>> {
     let volume = bed.volume()?;
     let cgroup = format!("/{}/files", bed.namespace);
     let mut spec = spec(&bed.rootfs()?, &cgroup, &["sleep", "100000"]);
-    // To empty the guest's page cache between writing and reading.
     privilege(&mut spec, u64::MAX);
     let mount = json!({
         "destination": "/data", "type": "bind", "source": volume, "options": ["rbind", "rw"],
     });
     spec["mounts"].as_array_mut().context("mounts")?.push(mount);
-    let container = bed.container().spec(&spec)?.start([])?;
-    let mut rounds = Vec::new();
-    for _ in 0..ROUNDS {
-        let mut all: Value =
-            serde_json::from_str(&container.output([PATH, "io", "/data/file", "128"])?)?;
-        anyhow::ensure!(
-            all["cold"] == true,
-            "the guest's page cache could not be emptied"
-        );
-        let files: Value =
-            serde_json::from_str(&container.output([PATH, "files", "/data", "10000"])?)?;
-        if let (Some(all), Some(files)) = (all.as_object_mut(), files.as_object()) {
-            all.extend(files.clone());
-        }
-        rounds.push(all);
+    bed.container().spec(&spec)?.start([])
+}
+
+/// One round.
+fn figures(container: &Container<'_>) -> Result<Value> {
+    let mut all: Value =
+        serde_json::from_str(&container.output([PATH, "io", "/data/file", "128"])?)?;
+    anyhow::ensure!(
+        all["cold"] == true,
+        "the guest's page cache could not be emptied"
+    );
+    let files: Value = serde_json::from_str(&container.output([PATH, "files", "/data", "10000"])?)?;
+    if let (Some(all), Some(files)) = (all.as_object_mut(), files.as_object()) {
+        all.extend(files.clone());
     }
-    container.end()?;
-    Ok(rounds)
+    Ok(all)
 }
