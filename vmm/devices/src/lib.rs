@@ -4,5 +4,9 @@
 //! for QEMU. Imports `virtio`, `memory`, `config`.
 #![forbid(unsafe_code)]
 
+pub mod blk;
+pub mod pmem;
+pub mod rate;
 pub mod rng;
+mod timer;
 pub mod vsock;
