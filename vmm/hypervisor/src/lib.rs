@@ -1,8 +1,33 @@
-//! What this machine's KVM can do. The virtual machine monitor's vCPUs will live here.
+//! KVM: what this machine's can do, a virtual machine on it, its vCPUs and the loop that runs them.
 //!
-//! Place in the flow: `cli` asks it for `isopod check`. Imports `memory`. `unsafe` is allowed here
-//! because KVM takes guest memory as an address of this process.
+//! Place in the flow: `machine` assembles VMs from these parts, `cli` asks the probe for
+//! `isopod check`. Imports `memory`. `unsafe` is allowed here because KVM takes guest memory as
+//! addresses of this process, and shares a page with it per vCPU.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`probe`] | who runs a guest's supervisor mode here, measured |
+//! | [`vm`] | memory slots, interrupt controllers, doorbells |
+//! | [`cpuid`], [`msrs`] | what a guest is told about its processor, as tables with reasons |
+//! | [`vcpu`] | one processor: its registers, one step of its life |
+//! | [`emulate`] | instructions that KVM hands back because its emulator lacks them |
+//! | [`runner`] | the threads of all vCPUs as one state machine: running, paused, stopped |
+//! | [`state`] | what of all this is saved and restored |
 
+pub mod cpuid;
+mod emulate;
+mod error;
+mod kick;
+mod mapping;
+mod msrs;
 mod probe;
+pub mod runner;
+pub mod state;
+mod vcpu;
+mod vm;
 
+pub use error::HypervisorError;
+pub use mapping::FileMapping;
 pub use probe::{Hypervisor, ProbeError, Supervisor};
+pub use vcpu::{Bus, Entry, EntryMode, Flow, Vcpu, VcpuCounters, VcpuError};
+pub use vm::{Doorbell, Vm};

@@ -15,7 +15,8 @@ pub mod socket;
 pub use vm_memory::GuestMemory as AddressSpace;
 pub use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError,
-    GuestMemoryLoadGuard, GuestMemoryRegion, Le16, Le32, Le64, ReadVolatile, VolatileMemoryError,
+    GuestMemoryLoadGuard, GuestMemoryRegion, Le16, Le32, Le64, ReadVolatile, VolatileMemory,
+    VolatileMemoryError,
     WriteVolatile,
 };
 

@@ -1,0 +1,359 @@
+//! One processor: how it begins, and one step of its life.
+
+use std::sync::{Arc, Mutex};
+
+use isopod_memory::GuestMemory;
+use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::{
+    HypervisorError,
+    emulate::{self, EmulateError, Emulated},
+    error::kvm,
+    kick::Kick,
+    msrs,
+    vm::Slots,
+};
+
+/// The machine around a processor, as its exits see it. Called from every vCPU's thread at once; what a
+/// guest asks of it is never an error of the monitor.
+pub trait Bus: Send + Sync {
+    /// `in`: fills `data`.
+    fn port_read(&self, port: u16, data: &mut [u8]);
+    /// `out`.
+    fn port_write(&self, port: u16, data: &[u8]) -> Flow;
+    /// A read where there is no memory: fills `data`.
+    fn mmio_read(&self, address: u64, data: &mut [u8]);
+    /// A write where there is no memory.
+    fn mmio_write(&self, address: u64, data: &[u8]);
+}
+
+/// Whether a guest goes on after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// It does.
+    Continue,
+    /// It asked for a reset: the machine ends.
+    Reset,
+}
+
+/// How the first processor enters a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryMode {
+    /// The 64-bit boot protocol (kernel, Documentation/arch/x86/boot.rst): long mode with the page
+    /// tables at this address; RSI has the zero page.
+    Long {
+        /// Of the top level page table.
+        page_tables: u64,
+    },
+    /// PVH (Xen, docs/misc/pvh.pandoc): 32-bit protected mode without paging; EBX has the start info.
+    Pvh,
+}
+
+/// Where the first processor begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// First instruction.
+    pub instruction: u64,
+    /// Top of a stack of a few hundred bytes.
+    pub stack: u64,
+    /// The kernel's one argument.
+    pub argument: u64,
+    /// Of the descriptor table that the segments below are in: null, null, code, data.
+    pub gdt: u64,
+    /// How.
+    pub mode: EntryMode,
+}
+
+impl Entry {
+    /// The descriptors to be written to [`Self::gdt`].
+    #[must_use]
+    pub fn descriptors(&self) -> [u64; 4] {
+        match self.mode {
+            EntryMode::Long { .. } => [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
+            EntryMode::Pvh => [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
+        }
+    }
+}
+
+/// What became of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The guest did something that was answered.
+    Ran,
+    /// A signal, or the vCPU is to be looked after.
+    Interrupted,
+    /// A triple fault, or the guest asked for a reset.
+    Reset,
+}
+
+/// Why a processor cannot go on. A guest can cause some of these; they end its machine.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// `KVM_RUN` failed.
+    #[error("vCPU {id}: KVM cannot run: {source}")]
+    Run {
+        /// Which.
+        id: u32,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The hardware refused to enter the guest.
+    #[error("vCPU {id}: the processor refuses to enter the guest (reason {reason:#x})")]
+    FailEntry {
+        /// Which.
+        id: u32,
+        /// The processor's.
+        reason: u64,
+    },
+    /// KVM met something that it has no words for.
+    #[error("vCPU {id}: KVM's internal error {suberror}")]
+    Internal {
+        /// Which.
+        id: u32,
+        /// KVM's.
+        suberror: u32,
+    },
+    /// An instruction that neither KVM nor this monitor knows.
+    #[error("vCPU {id}: {source}")]
+    Emulate {
+        /// Which.
+        id: u32,
+        /// What it was.
+        source: EmulateError,
+    },
+    /// An exit that was never asked for.
+    #[error("vCPU {id}: unexpected exit {exit}")]
+    Unexpected {
+        /// Which.
+        id: u32,
+        /// KVM's.
+        exit: String,
+    },
+}
+
+/// What a processor did, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuCounters {
+    /// Port accesses.
+    pub ports: u64,
+    /// Accesses to devices' registers.
+    pub mmio: u64,
+    /// Instructions completed for KVM's emulator.
+    pub emulated: u64,
+    /// Returns of `KVM_RUN` without a reason of the guest's.
+    pub interrupted: u64,
+}
+
+/// One virtual processor. It runs on the thread that calls [`Vcpu::step`].
+pub struct Vcpu {
+    fd: VcpuFd,
+    id: u32,
+    memory: GuestMemory,
+    kick: Kick,
+    counters: VcpuCounters,
+    /// What the guest sees as memory stays mapped as long as a processor could touch it.
+    _slots: Arc<Mutex<Slots>>,
+}
+
+impl Vcpu {
+    pub(crate) fn new(
+        fd: VcpuFd,
+        id: u32,
+        memory: GuestMemory,
+        slots: Arc<Mutex<Slots>>,
+    ) -> Result<Self, HypervisorError> {
+        let kick = Kick::new(&fd)?;
+        msrs::initialise(&fd)?;
+        wire_local_interrupts(&fd)?;
+        Ok(Self {
+            fd,
+            id,
+            memory,
+            kick,
+            counters: VcpuCounters::default(),
+            _slots: slots,
+        })
+    }
+
+    /// Its number, which is its APIC id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// What it did.
+    #[must_use]
+    pub fn counters(&self) -> VcpuCounters {
+        self.counters
+    }
+
+    /// The guest's memory.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    pub(crate) fn kick(&self) -> Kick {
+        self.kick.clone()
+    }
+
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Makes this the first processor, about to run a kernel. The others wait for its INIT and SIPI.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn enter_at(&self, entry: &Entry) -> Result<(), HypervisorError> {
+        let mut system = self.fd.get_sregs().map_err(kvm("read registers"))?;
+        let code = kvm_segment {
+            limit: u32::MAX,
+            selector: 2 << 3,
+            // Execute, read, accessed.
+            type_: 11,
+            present: 1,
+            s: 1,
+            g: 1,
+            ..kvm_segment::default()
+        };
+        let data = kvm_segment {
+            selector: 3 << 3,
+            // Read, write, accessed.
+            type_: 3,
+            db: 1,
+            ..code
+        };
+        system.cs = code;
+        for segment in [
+            &mut system.ds,
+            &mut system.es,
+            &mut system.fs,
+            &mut system.gs,
+            &mut system.ss,
+        ] {
+            *segment = data;
+        }
+        system.gdt.base = entry.gdt;
+        system.gdt.limit = 4 * 8 - 1;
+        system.idt.base = 0;
+        system.idt.limit = 0;
+        // Busy 64-bit (or 32-bit) task state: hardware will not enter a guest without one.
+        system.tr.type_ = 11;
+        system.tr.present = 1;
+        let mut general = kvm_regs {
+            rip: entry.instruction,
+            rsp: entry.stack,
+            // The reserved bit alone: no interrupts.
+            rflags: 2,
+            ..kvm_regs::default()
+        };
+        match entry.mode {
+            EntryMode::Long { page_tables } => {
+                system.cs.l = 1;
+                system.cr3 = page_tables;
+                // PAE; PE, ET and PG; LME and LMA.
+                system.cr4 = 1 << 5;
+                system.cr0 = 1 | 1 << 4 | 1 << 31;
+                system.efer = 1 << 8 | 1 << 10;
+                general.rsi = entry.argument;
+            }
+            EntryMode::Pvh => {
+                system.cs.db = 1;
+                system.cr4 = 0;
+                system.cr0 = 1 | 1 << 4;
+                system.efer = 0;
+                general.rbx = entry.argument;
+            }
+        }
+        self.fd.set_sregs(&system).map_err(kvm("set registers"))?;
+        self.fd.set_regs(&general).map_err(kvm("set registers"))
+    }
+
+    /// Enters the guest until it does something that KVM does not answer itself.
+    pub(crate) fn step(&mut self, bus: &dyn Bus) -> Result<Step, VcpuError> {
+        let id = self.id;
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            Err(error) => {
+                return match error.errno() {
+                    // EAGAIN: the end of a processor's wait for its SIPI.
+                    libc::EINTR | libc::EAGAIN => {
+                        self.counters.interrupted += 1;
+                        Ok(Step::Interrupted)
+                    }
+                    _ => Err(VcpuError::Run {
+                        id,
+                        source: error.into(),
+                    }),
+                };
+            }
+        };
+        match exit {
+            VcpuExit::IoIn(port, data) => {
+                self.counters.ports += 1;
+                bus.port_read(port, data);
+            }
+            VcpuExit::IoOut(port, data) => {
+                self.counters.ports += 1;
+                if bus.port_write(port, data) == Flow::Reset {
+                    return Ok(Step::Reset);
+                }
+            }
+            VcpuExit::MmioRead(address, data) => {
+                self.counters.mmio += 1;
+                bus.mmio_read(address, data);
+            }
+            VcpuExit::MmioWrite(address, data) => {
+                self.counters.mmio += 1;
+                bus.mmio_write(address, data);
+            }
+            VcpuExit::Shutdown => return Ok(Step::Reset),
+            VcpuExit::Intr | VcpuExit::IrqWindowOpen => return Ok(Step::Interrupted),
+            VcpuExit::FailEntry(reason, _) => return Err(VcpuError::FailEntry { id, reason }),
+            VcpuExit::InternalError => return self.complete(),
+            other => {
+                return Err(VcpuError::Unexpected {
+                    id,
+                    exit: format!("{other:?}"),
+                });
+            }
+        }
+        Ok(Step::Ran)
+    }
+
+    /// Completes the instruction that KVM gave up.
+    fn complete(&mut self) -> Result<Step, VcpuError> {
+        let id = self.id;
+        let run = self.fd.get_kvm_run();
+        // SAFETY: after KVM_EXIT_INTERNAL_ERROR this is the variant that KVM wrote; it is plain data.
+        let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+        if suberror != kvm_bindings::KVM_INTERNAL_ERROR_EMULATION {
+            return Err(VcpuError::Internal { id, suberror });
+        }
+        self.counters.emulated += 1;
+        match emulate::complete(&self.fd, &self.memory) {
+            Ok(Emulated::Completed | Emulated::Faulted) => Ok(Step::Ran),
+            Err(source) => Err(VcpuError::Emulate { id, source }),
+        }
+    }
+}
+
+/// LINT0 takes the PIC's interrupts, LINT1 is the NMI, as firmware leaves them (Intel MultiProcessor
+/// Specification 1.4, 3.6.2.2): the guest's kernel relies on it until it has its I/O APIC.
+fn wire_local_interrupts(vcpu: &VcpuFd) -> Result<(), HypervisorError> {
+    const LINT0: usize = 0x350;
+    const LINT1: usize = 0x360;
+    const EXTINT: u32 = 7 << 8;
+    const NMI: u32 = 4 << 8;
+    let mut apic = vcpu.get_lapic().map_err(kvm("read the local APIC"))?;
+    for (register, delivery) in [(LINT0, EXTINT), (LINT1, NMI)] {
+        if let Some(bytes) = apic.regs.get_mut(register..register + 4) {
+            for (byte, new) in bytes.iter_mut().zip(delivery.to_le_bytes()) {
+                *byte = new.cast_signed();
+            }
+        }
+    }
+    vcpu.set_lapic(&apic).map_err(kvm("set the local APIC"))
+}
