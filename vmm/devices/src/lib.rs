@@ -9,4 +9,5 @@ pub mod pmem;
 pub mod rate;
 pub mod rng;
 mod timer;
+pub mod vhost_user;
 pub mod vsock;

@@ -11,6 +11,8 @@
 pub mod file;
 pub mod socket;
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 /// The trait behind [`GuestMemory`]: what generic code of other crates is written against.
 pub use vm_memory::GuestMemory as AddressSpace;
 pub use vm_memory::{
@@ -26,6 +28,9 @@ pub type DirtyBitmap = ();
 
 /// A guest's memory: mapped regions at guest-physical addresses.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyBitmap>;
+
+/// One region of a [`GuestMemory`].
+pub type GuestRegion = vm_memory::GuestRegionMmap<DirtyBitmap>;
 
 /// A guest's memory whose regions the front end may replace while devices run: take a snapshot with
 /// [`GuestAddressSpace::memory`] for one round of work, never for longer.
@@ -52,6 +57,58 @@ pub fn anonymous(regions: &[(u64, usize)]) -> Result<GuestMemory, AnonymousMemor
 #[error("map guest memory: {0}")]
 pub struct AnonymousMemoryError(String);
 
+/// A part of a file (a memfd) as a region of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRegion {
+    /// Guest-physical address.
+    pub start: u64,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: usize,
+}
+
+/// Memory that other processes can map too, because it is a file's: parts of `file`, shared.
+///
+/// # Errors
+/// When the regions overlap, lie beyond the file's end, or the kernel refuses the mapping.
+pub fn shared(
+    file: &std::fs::File,
+    regions: &[FileRegion],
+) -> Result<GuestMemory, SharedMemoryError> {
+    let refused = |e: &dyn std::fmt::Display| SharedMemoryError(e.to_string());
+    let length = file.metadata().map_err(|e| refused(&e))?.len();
+    let mut ranges = Vec::with_capacity(regions.len());
+    for region in regions {
+        // A mapping beyond the end would be made, and raise SIGBUS when touched.
+        let end = region.offset.checked_add(region.bytes as u64);
+        if end.is_none_or(|end| end > length) {
+            return Err(refused(&"a region beyond the end of the file"));
+        }
+        let file = file.try_clone().map_err(|e| refused(&e))?;
+        let part = vm_memory::FileOffset::new(file, region.offset);
+        ranges.push((GuestAddress(region.start), region.bytes, Some(part)));
+    }
+    GuestMemory::from_ranges_with_files(&ranges).map_err(|e| refused(&e))
+}
+
+/// [`shared`] memory could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("map guest memory from a file: {0}")]
+pub struct SharedMemoryError(String);
+
+/// Where a region of [`shared`] memory is: for another process that is to map it. `None` if it is no
+/// file's.
+pub fn file_of(region: &GuestRegion) -> Option<(BorrowedFd<'_>, FileRegion)> {
+    let part = region.file_offset()?;
+    let whole = FileRegion {
+        start: region.start_addr().0,
+        offset: part.start(),
+        bytes: usize::try_from(region.len()).ok()?,
+    };
+    Some((part.file().as_fd(), whole))
+}
+
 /// Whether all of `bytes` bytes from `start` are guest memory. An empty range is inside only if its
 /// address is.
 pub fn contains(memory: &GuestMemory, start: GuestAddress, bytes: u64) -> bool {
@@ -74,6 +131,38 @@ mod tests {
         assert!(!inside(u64::MAX, 2), "the address wraps");
         assert!(!inside(0x1000, u64::MAX));
         assert!(!inside(0x5000, 0));
+    }
+
+    #[test]
+    fn parts_of_a_file_are_shared_with_whoever_maps_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x3000).unwrap();
+        let low = FileRegion {
+            start: 0,
+            offset: 0x1000,
+            bytes: 0x1000,
+        };
+        let high = FileRegion {
+            start: 1 << 32,
+            offset: 0x2000,
+            ..low
+        };
+        let here = shared(&file, &[low, high]).unwrap();
+        let parts: Vec<_> = here.iter().filter_map(file_of).collect();
+        assert_eq!(parts[1].1, high);
+        let again = std::fs::File::from(parts[1].0.try_clone_to_owned().unwrap());
+        let there = shared(&again, &[high]).unwrap();
+        here.write_obj(7u32, GuestAddress(1 << 32)).unwrap();
+        let seen: u32 = there.read_obj(GuestAddress(1 << 32)).unwrap();
+        assert_eq!(seen, 7);
+
+        let beyond = FileRegion {
+            offset: 0x3000,
+            ..low
+        };
+        assert!(shared(&file, &[beyond]).is_err());
+        let memory = anonymous(&[(0, 0x1000)]).unwrap();
+        assert!(memory.iter().all(|region| file_of(region).is_none()));
     }
 
     #[test]

@@ -177,8 +177,20 @@ pub trait Device: Send + 'static {
     }
 
     /// Waits (bounded) for what runs outside of `handle`, so that nothing of the device touches the
-    /// guest's memory until the next `handle`. Before a save.
+    /// guest's memory until [`resume`](Self::resume). Before a save.
+    ///
+    /// # Errors
+    /// When the device cannot go on.
     fn pause(&mut self, _rings: &mut Rings<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Goes on after [`pause`](Self::pause), or after a restored device was activated. Every queue's
+    /// [`Event::Queue`] follows.
+    ///
+    /// # Errors
+    /// When the device cannot go on.
+    fn resume(&mut self, _activation: &Activation<'_>) -> Result<(), DeviceError> {
         Ok(())
     }
 

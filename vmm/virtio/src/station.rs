@@ -186,8 +186,22 @@ impl<D: Device> Station<D> {
     }
 
     pub(crate) fn resume(&mut self) {
-        if std::mem::replace(&mut self.paused, false) {
-            self.go_on();
+        if !std::mem::replace(&mut self.paused, false) {
+            return;
+        }
+        let Phase::Active(active) = &self.phase else {
+            return;
+        };
+        let activation = Activation {
+            features: active.features,
+            memory: &self.memory,
+            queues: &active.queues,
+            doorbells: &self.shared.doorbells,
+            interrupt: self.shared.interrupt.line(),
+        };
+        match self.device.resume(&activation) {
+            Ok(()) => self.go_on(),
+            Err(error) => self.fail(&error),
         }
     }
 

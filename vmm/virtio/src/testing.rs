@@ -36,6 +36,22 @@ impl GuestRam {
         }
     }
 
+    /// As [`new`](Self::new), of a file, so that another process could map it.
+    pub fn shared(bytes: u64) -> Self {
+        let file = tempfile::tempfile().expect("a file for a test");
+        file.set_len(bytes).expect("a file for a test");
+        let whole = isopod_memory::FileRegion {
+            start: 0,
+            offset: 0,
+            bytes: bytes as usize,
+        };
+        Self {
+            memory: isopod_memory::shared(&file, &[whole]).expect("map memory for a test"),
+            next: 0x1000,
+            end: bytes,
+        }
+    }
+
     /// Unused memory, 16-byte aligned; its address.
     pub fn allocate(&mut self, bytes: u64) -> u64 {
         let address = self.next;

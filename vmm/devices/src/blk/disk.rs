@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
-    os::{fd::AsFd, unix::fs::FileTypeExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, FileTypeExt},
+    },
 };
 
 use isopod_memory::file;
@@ -32,6 +35,9 @@ pub enum DiskError {
         source: io::Error,
     },
 }
+
+/// What is written where a file system cannot zero by itself.
+static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 
 /// An open file or block device. Its length is what it was when it came: a file that grows or
 /// shrinks meanwhile is somebody's mistake, and shows as errors of the requests beyond its end.
@@ -121,8 +127,6 @@ impl Disk {
             return Ok(());
         }
         // Not every file system can; the length of one request is bounded.
-        use std::os::unix::fs::FileExt;
-        const ZEROES: [u8; 1 << 16] = [0; 1 << 16];
         let mut done = 0;
         while done < bytes {
             let now = (bytes - done).min(ZEROES.len() as u64);
