@@ -17,7 +17,7 @@ use nix::{
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::isopod("qemu_is_killed", qemu_killed),
+    Case::isopod("qemu_is_killed", qemu_killed).under_both_containerds(),
     Case::isopod("qemu_is_killed_with_two_containers", two_containers),
     Case::isopod("the_file_server_is_killed", file_server_killed),
     Case::isopod("the_guest_kernel_panics", kernel_panics).with_probe(),

@@ -5,17 +5,17 @@ use isopod_tests::{Bed, Case, check_contains, check_eq, image::NOT_EXECUTABLE};
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::both("zero", zero),
-    Case::both("one", one),
+    Case::both("zero", zero).under_both_containerds(),
+    Case::both("one", one).under_both_containerds(),
     Case::both("of_a_shell_that_finds_no_command", shell_not_found),
     Case::both("of_a_shell_that_may_not_execute", shell_not_executable),
     Case::both("of_a_killed_process", killed),
     Case::both("every_number", every_number),
-    Case::both("command_not_found", not_found),
+    Case::both("command_not_found", not_found).under_both_containerds(),
     Case::both("command_not_executable", not_executable),
     Case::both("exec_command_not_found", exec_not_found),
     Case::both("exec_command_not_executable", exec_not_executable),
-    Case::both("exec_passes_the_code_on", exec_code),
+    Case::both("exec_passes_the_code_on", exec_code).under_both_containerds(),
 ];
 
 fn zero(bed: &Bed) -> Result<()> {

@@ -13,7 +13,7 @@ use isopod_tests::{
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::both("two_containers_share_a_pod", two_containers),
+    Case::both("two_containers_share_a_pod", two_containers).under_both_containerds(),
     Case::both("a_container_of_a_pod_ends_and_another_comes", come_and_go),
     Case::both(
         "a_pod_ends_with_its_containers_deleted_first",

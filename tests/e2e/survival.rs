@@ -12,9 +12,9 @@ use nix::{
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::both("containerd_restarts", restart),
-    Case::both("containerd_is_killed", killed),
+    Case::both("containerd_is_killed", killed).under_both_containerds(),
     Case::both("a_task_ends_while_containerd_is_away", ends_meanwhile),
-    Case::both("the_shim_is_killed", shim_killed),
+    Case::both("the_shim_is_killed", shim_killed).under_both_containerds(),
     Case::both(
         "the_shim_is_killed_while_containerd_is_away",
         shim_killed_meanwhile,

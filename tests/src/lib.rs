@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bed;
+pub mod case;
 pub mod container;
 pub mod containerd;
 pub mod events;
@@ -26,10 +27,11 @@ pub mod suite;
 pub mod terminal;
 
 pub use bed::{Bed, Runtime};
+pub use case::Case;
 pub use container::{Container, Run};
 pub use machine::{Machine, Need};
 pub use process::{Background, Finished};
-pub use suite::{Case, Suite};
+pub use suite::Suite;
 
 /// Fails the case with both values when they differ.
 #[macro_export]

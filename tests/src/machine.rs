@@ -16,6 +16,8 @@ pub enum Need {
     Isopod,
     /// The `isopod` command.
     Cli,
+    /// A containerd newer than the installed one.
+    NewerContainerd,
     /// Debian's virtio-fs server, to compare with.
     Virtiofsd,
 }
@@ -33,6 +35,8 @@ pub struct Machine {
     pub engine: String,
     /// Holds containerd and ctr, when it is not the installed one (`CONTAINERD_BIN_DIR`).
     pub containerd_dir: Option<PathBuf>,
+    /// Holds a newer containerd and ctr (`ISOPOD_NEWER_CONTAINERD`): `tests/newer-containerd`.
+    pub newer_containerd_dir: PathBuf,
     /// The workspace's target directory.
     pub target_dir: PathBuf,
 }
@@ -57,6 +61,8 @@ impl Machine {
             image: env_path("ISOPOD_IMAGE").unwrap_or_else(|| guest.join("guest.erofs")),
             engine: env::var("ISOPOD_ENGINE").unwrap_or_else(|_| "auto".to_owned()),
             containerd_dir: env_path("CONTAINERD_BIN_DIR"),
+            newer_containerd_dir: env_path("ISOPOD_NEWER_CONTAINERD")
+                .unwrap_or_else(|| target_dir.join("newer-containerd")),
             target_dir,
         }
     }
@@ -100,6 +106,12 @@ impl Machine {
             Need::Cli => {
                 let path = self.bin_dir.join("isopod");
                 (!path.exists()).then(|| format!("{} is not built", path.display()))
+            }
+            Need::NewerContainerd => {
+                let dir = self.newer_containerd_dir.display();
+                let path = self.newer_containerd_dir.join("containerd");
+                (!path.exists())
+                    .then(|| format!("needs a containerd in {dir} (tests/newer-containerd {dir})"))
             }
             Need::Virtiofsd => {
                 let path = Path::new(VIRTIOFSD);

@@ -1,4 +1,4 @@
-//! Cases, which of them run here, and their totals.
+//! Runs cases, each in a bed of its own, and adds up their outcomes.
 
 use std::{
     env, fs,
@@ -16,107 +16,13 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde::Serialize;
 
 use crate::{
-    Bed, Machine, Need, Runtime,
+    Bed, Machine,
     bed::{self, Role},
+    case::{Case, Variant},
     image::Files,
     leftovers::Snapshot,
     probe,
 };
-
-/// On what a case runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum On {
-    /// On runc first, as the proof of the case itself, and on isopod.
-    Both,
-    /// On isopod only: runc has no such thing.
-    Isopod,
-}
-
-/// One test.
-#[derive(Clone, Copy, Debug)]
-pub struct Case {
-    name: &'static str,
-    on: On,
-    body: fn(&Bed) -> Result<()>,
-    limit: Duration,
-    needs: &'static [Need],
-    alone: bool,
-    probe: bool,
-}
-
-impl Case {
-    /// A case for both runtimes.
-    pub const fn both(name: &'static str, body: fn(&Bed) -> Result<()>) -> Self {
-        let limit = Duration::from_secs(120);
-        Self {
-            name,
-            on: On::Both,
-            body,
-            limit,
-            needs: &[],
-            alone: false,
-            probe: false,
-        }
-    }
-
-    /// A case for isopod only.
-    pub const fn isopod(name: &'static str, body: fn(&Bed) -> Result<()>) -> Self {
-        Self {
-            on: On::Isopod,
-            ..Self::both(name, body)
-        }
-    }
-
-    /// Seconds after which it has failed.
-    pub const fn within(self, seconds: u64) -> Self {
-        Self {
-            limit: Duration::from_secs(seconds),
-            ..self
-        }
-    }
-
-    /// What it needs besides containers and, on isopod, isopod.
-    pub const fn needs(self, needs: &'static [Need]) -> Self {
-        Self { needs, ..self }
-    }
-
-    /// It measures time or memory, or uses much of either: nothing else runs beside it.
-    pub const fn alone(self) -> Self {
-        Self {
-            alone: true,
-            ..self
-        }
-    }
-
-    /// Its image has the probe in it.
-    pub const fn with_probe(self) -> Self {
-        Self {
-            probe: true,
-            ..self
-        }
-    }
-
-    fn runtimes(&self) -> &'static [Runtime] {
-        match self.on {
-            On::Both => &[Runtime::Runc, Runtime::Isopod],
-            On::Isopod => &[Runtime::Isopod],
-        }
-    }
-
-    fn full_name(&self, group: &str, runtime: Runtime) -> String {
-        format!("{}::{group}::{}", runtime.name(), self.name)
-    }
-
-    /// Why it cannot run here.
-    fn obstacle(&self, machine: &Machine, runtime: Runtime) -> Option<String> {
-        let isopod = (runtime == Runtime::Isopod).then_some(Need::Isopod);
-        [Need::Containers]
-            .into_iter()
-            .chain(isopod)
-            .chain(self.needs.iter().copied())
-            .find_map(|need| machine.lacks(need))
-    }
-}
 
 /// The groups of cases of one test program.
 pub struct Suite {
@@ -182,12 +88,12 @@ impl Suite {
         let mut trials = Vec::new();
         for (group, cases) in self.groups {
             for case in *cases {
-                for &runtime in case.runtimes() {
+                for variant in case.variants() {
                     let (case, shared) = (*case, Arc::clone(&shared));
-                    let name = case.full_name(group, runtime);
+                    let name = case.full_name(group, variant);
                     let told = name.clone();
                     trials.push(Trial::ignorable_test(name, move || {
-                        shared.trial(&case, runtime, &told)
+                        shared.trial(&case, variant, &told)
                     }));
                 }
             }
@@ -220,16 +126,18 @@ impl Suite {
     fn body(&self, name: &str) -> Result<()> {
         let mut found = self.groups.iter().flat_map(|(group, cases)| {
             let named = move |case: &'static Case| {
-                case.runtimes()
-                    .iter()
-                    .map(move |&r| (case.full_name(group, r), case, r))
+                case.variants()
+                    .map(move |variant| (case.full_name(group, variant), case, variant))
             };
             cases.iter().flat_map(named)
         });
-        let (_, case, runtime) = found
+        let (_, case, variant) = found
             .find(|(full, ..)| full == name)
             .context("no such case")?;
-        let machine = Machine::find();
+        let mut machine = Machine::find();
+        if variant.newer {
+            machine.containerd_dir = Some(machine.newer_containerd_dir.clone());
+        }
         let mut files = Files::new();
         if case.probe {
             files.insert(
@@ -237,7 +145,7 @@ impl Suite {
                 probe::bytes(&probe::build(&machine)?)?,
             );
         }
-        let bed = Bed::enter(machine, runtime, &files).context("make the bed")?;
+        let bed = Bed::enter(machine, variant.runtime, &files).context("make the bed")?;
         let before = Snapshot::take(&bed)?;
         let watched = bed.containerd().log();
         let limit = limit_of(case);
@@ -283,8 +191,8 @@ fn tail(log: &str) -> String {
 }
 
 impl Shared {
-    fn trial(&self, case: &Case, runtime: Runtime, name: &str) -> Result<Completion, Failed> {
-        if let Some(why) = case.obstacle(&self.machine, runtime) {
+    fn trial(&self, case: &Case, variant: Variant, name: &str) -> Result<Completion, Failed> {
+        if let Some(why) = case.obstacle(&self.machine, variant) {
             push(&self.skipped, format!("{name}: {why}"));
             return Ok(Completion::ignored_with(why));
         }

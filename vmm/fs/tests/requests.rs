@@ -6,7 +6,7 @@ mod support;
 use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt, symlink},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use isopod_fs::{queue::FsBackend, share::Share};
@@ -42,9 +42,14 @@ impl Device {
         fs::write(share.join("f"), "inside").unwrap();
         fs::create_dir(directory.path().join("outside")).unwrap();
         fs::write(directory.path().join("outside/secret"), "secret").unwrap();
+        Self::serving(&share, directory, descriptors)
+    }
+
+    /// Serves `share`; `directory` goes with the device.
+    fn serving(share: &Path, directory: tempfile::TempDir, descriptors: usize) -> Self {
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
         let proc = rustix::fs::open("/proc/self/fd", flags, rustix::fs::Mode::empty()).unwrap();
-        let share = Share::new(&share, proc, descriptors).unwrap();
+        let share = Share::new(share, proc, descriptors).unwrap();
 
         let mut ram = GuestRam::new(1 << 20);
         let driver = DriverQueue::new(&mut ram, 16, false);
@@ -431,6 +436,31 @@ fn the_guests_cache_is_kept_exactly_while_the_content_is_the_same() {
     settle();
     assert!(!keeps());
     assert!(keeps());
+}
+
+#[test]
+fn closing_is_told_only_where_the_host_has_something_to_say_then() {
+    const NO_FLUSH: u64 = 1 << 5;
+    let silent = |device: &mut Device, name: &[u8], flags: u32| {
+        let node = device.lookup(ROOT, name).unwrap();
+        let answer = device.call(OPEN, node, &words(&[flags, 0])).unwrap();
+        number(&answer, 8, 4) & NO_FLUSH != 0
+    };
+    let (read, write) = (0, 1);
+    let mut local = Device::new(100);
+    assert!(silent(&mut local, b"f", read));
+    assert!(silent(&mut local, b"f", write), "a local file system");
+    let create = [words(&[0o101, 0o100644, 0, 0]), name_of(b"new")].concat();
+    let answer = local.call(CREATE, ROOT, &create).unwrap();
+    let open_out = answer.len() - 16;
+    assert!(number(&answer, open_out + 8, 4) & NO_FLUSH != 0);
+
+    // Not a file system that is known to be silent.
+    let directory = tempfile::tempdir().unwrap();
+    let proc = format!("/proc/{}", std::process::id());
+    let mut other = Device::serving(Path::new(&proc), directory, 100);
+    assert!(silent(&mut other, b"comm", read));
+    assert!(!silent(&mut other, b"comm", write));
 }
 
 fn open_descriptors() -> usize {

@@ -1,12 +1,6 @@
 //! Names: looking up, making, linking, renaming, removing.
 
-use std::{
-    ffi::CStr,
-    fs::File,
-    io,
-    os::fd::OwnedFd,
-    sync::{Arc, atomic::AtomicU32},
-};
+use std::{ffi::CStr, io, os::fd::OwnedFd, sync::Arc};
 
 use fuse_backend_rs::{
     abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID},
@@ -16,8 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 
 use super::{
     Share,
-    file::allowed_flags,
-    handle::{Handle, Opened},
+    file::{OpenedFile, allowed_flags},
     inode::{Inode, Reached},
     name::component,
     thread,
@@ -154,7 +147,7 @@ impl Share {
         parent: u64,
         name: &CStr,
         request: CreateIn,
-    ) -> io::Result<(Entry, u64)> {
+    ) -> io::Result<(Entry, OpenedFile)> {
         let name = component(name)?;
         let parent = self.inodes.get(parent)?;
         let directory = self.inodes.fd(&parent)?;
@@ -174,7 +167,7 @@ impl Share {
                 let entry = self.told(&parent, name, Reached::by_name(&directory, name)?)?;
                 let kill = request.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
                 match self.open_file(entry.inode, request.flags, kill) {
-                    Ok((handle, _)) => Ok((entry, handle)),
+                    Ok(opened) => Ok((entry, opened)),
                     Err(error) => {
                         self.inodes.forget(entry.inode, 1);
                         Err(error)
@@ -191,7 +184,7 @@ impl Share {
         caller: &Context,
         parent: u64,
         request: CreateIn,
-    ) -> io::Result<(Entry, u64)> {
+    ) -> io::Result<(Entry, OpenedFile)> {
         let parent = self.inodes.get(parent)?;
         let directory = self.inodes.fd(&parent)?;
         // O_EXCL means here that the file shall never get a name.
@@ -217,13 +210,5 @@ impl Share {
             flags,
             Mode::empty(),
         )?)
-    }
-
-    pub(super) fn opened(&self, node: u64, fd: OwnedFd, flags: OFlags) -> u64 {
-        let opened = Opened::File {
-            file: File::from(fd),
-            flags: AtomicU32::new(flags.bits()),
-        };
-        self.handles.insert(Handle { node, opened })
     }
 }

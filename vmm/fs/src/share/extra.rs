@@ -1,17 +1,25 @@
-//! Requests that fuse-backend-rs does not know: copy_file_range, syncfs, O_TMPFILE, statx. Bodies are
-//! in the host's byte order, as laid out in the kernel's include/uapi/linux/fuse.h.
+//! Requests that fuse-backend-rs does not know: copy_file_range, syncfs, O_TMPFILE, statx; and open and
+//! create, whose answers say more here than it can express. Bodies are in the host's byte order, as
+//! laid out in the kernel's include/uapi/linux/fuse.h.
 
-use std::io::{self, Read};
+use std::{
+    ffi::CStr,
+    io::{self, Read},
+};
 
 use fuse_backend_rs::{
-    abi::fuse_abi::{CreateIn, EntryOut, GETATTR_FH, InHeader, OpenOut, WriteOut},
+    abi::fuse_abi::{
+        CreateIn, EntryOut, FOPEN_IN_KILL_SUIDGID, GETATTR_FH, InHeader, OpenOut, WriteOut,
+    },
     api::filesystem::Context,
 };
 use isopod_memory::ByteValued;
 use rustix::fs::{Statx, StatxFlags, StatxTimestamp};
 
-use super::{Share, VALIDITY};
+use super::{Share, VALIDITY, file::OpenedFile};
 
+const OPEN: u32 = 14;
+const CREATE: u32 = 35;
 const COPY_FILE_RANGE: u32 = 47;
 const SYNCFS: u32 = 50;
 const TMPFILE: u32 = 51;
@@ -20,7 +28,10 @@ const STATX: u32 = 52;
 /// Is this one of the requests that are answered here?
 #[must_use]
 pub fn knows(opcode: u32) -> bool {
-    matches!(opcode, COPY_FILE_RANGE | SYNCFS | TMPFILE | STATX)
+    matches!(
+        opcode,
+        OPEN | CREATE | COPY_FILE_RANGE | SYNCFS | TMPFILE | STATX
+    )
 }
 
 /// Answers a request that [`knows`] names; returns the body of the answer.
@@ -29,6 +40,8 @@ pub fn knows(opcode: u32) -> bool {
 /// What the guest is told.
 pub fn answer(share: &Share, header: &InHeader, body: &mut impl Read) -> io::Result<Vec<u8>> {
     match header.opcode {
+        OPEN => open(share, header, body),
+        CREATE => create(share, header, body),
         COPY_FILE_RANGE => copy_file_range(share, header, body),
         SYNCFS => share.sync_file_system(header.nodeid).map(|()| Vec::new()),
         TMPFILE => tmpfile(share, header, body),
@@ -64,21 +77,66 @@ fn copy_file_range(share: &Share, header: &InHeader, body: &mut impl Read) -> io
     Ok(WriteOut { size, padding: 0 }.as_slice().to_vec())
 }
 
-/// `struct fuse_create_in` and a name without meaning, answered by `struct fuse_entry_out` and
-/// `struct fuse_open_out`.
+/// `struct fuse_open_in`, answered by `struct fuse_open_out`.
+fn open(share: &Share, header: &InHeader, body: &mut impl Read) -> io::Result<Vec<u8>> {
+    let (flags, fuse_flags) = (u32_from(body)?, u32_from(body)?);
+    let kill = fuse_flags & FOPEN_IN_KILL_SUIDGID != 0;
+    let opened = share.open_file(header.nodeid, flags, kill)?;
+    Ok(open_out(&opened).as_slice().to_vec())
+}
+
+/// `struct fuse_create_in` and a name, answered by `struct fuse_entry_out` and `struct fuse_open_out`.
+fn create(share: &Share, header: &InHeader, body: &mut impl Read) -> io::Result<Vec<u8>> {
+    let request = create_in(body)?;
+    let mut name = Vec::new();
+    body.take(NAME_SIZE).read_to_end(&mut name)?;
+    let name = CStr::from_bytes_until_nul(&name).map_err(|_| {
+        let too_long = name.len() as u64 == NAME_SIZE;
+        io::Error::from_raw_os_error(if too_long {
+            libc::ENAMETOOLONG
+        } else {
+            libc::EINVAL
+        })
+    })?;
+    let caller = Context::from(header);
+    let (entry, opened) = share.make_file(&caller, header.nodeid, name, request)?;
+    Ok([
+        EntryOut::from(entry).as_slice(),
+        open_out(&opened).as_slice(),
+    ]
+    .concat())
+}
+
+/// NAME_MAX, one byte to know a name that is too long by, and the NUL.
+const NAME_SIZE: u64 = 257;
+
+/// `struct fuse_create_in` and a name without meaning, answered as [`create`] is.
 fn tmpfile(share: &Share, header: &InHeader, body: &mut impl Read) -> io::Result<Vec<u8>> {
-    let request = CreateIn {
+    let request = create_in(body)?;
+    let caller = Context::from(header);
+    let (entry, opened) = share.make_nameless(&caller, header.nodeid, request)?;
+    Ok([
+        EntryOut::from(entry).as_slice(),
+        open_out(&opened).as_slice(),
+    ]
+    .concat())
+}
+
+fn create_in(body: &mut impl Read) -> io::Result<CreateIn> {
+    Ok(CreateIn {
         flags: u32_from(body)?,
         mode: u32_from(body)?,
         umask: u32_from(body)?,
         fuse_flags: u32_from(body)?,
-    };
-    let (entry, handle) = share.make_nameless(&Context::from(header), header.nodeid, request)?;
-    let open = OpenOut {
-        fh: handle,
+    })
+}
+
+fn open_out(opened: &OpenedFile) -> OpenOut {
+    OpenOut {
+        fh: opened.handle,
+        open_flags: opened.open_flags,
         ..OpenOut::default()
-    };
-    Ok([EntryOut::from(entry).as_slice(), open.as_slice()].concat())
+    }
 }
 
 /// `struct fuse_statx_in`, answered by `struct fuse_statx_out`.

@@ -4,7 +4,10 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use fuse_backend_rs::{
@@ -43,14 +46,38 @@ pub(super) fn allowed_flags(asked: u32) -> OFlags {
     (OFlags::from_bits_retain(asked) & allowed) | OFlags::CLOEXEC | OFlags::LARGEFILE
 }
 
+/// File systems that have nothing to say when a descriptor is closed: what they could not write, they
+/// tell at write(2) or fsync(2). Others, like NFS, tell it at close(2).
+const SILENT_AT_CLOSE: [i64; 6] = [
+    libc::EXT4_SUPER_MAGIC,
+    libc::XFS_SUPER_MAGIC,
+    libc::BTRFS_SUPER_MAGIC,
+    libc::F2FS_SUPER_MAGIC,
+    libc::TMPFS_MAGIC,
+    libc::OVERLAYFS_SUPER_MAGIC,
+];
+
+/// FOPEN_KEEP_CACHE: what the guest has cached of the content is still right.
+const KEEP_CACHE: u32 = 1 << 1;
+
+/// FOPEN_NOFLUSH (include/uapi/linux/fuse.h): no FLUSH request at close, which saves a round trip.
+const NO_FLUSH: u32 = 1 << 5;
+
+/// A file was opened for the guest.
+pub(super) struct OpenedFile {
+    pub handle: u64,
+    /// FOPEN_* (`struct fuse_open_out`).
+    pub open_flags: u32,
+}
+
 impl Share {
-    /// Opens a file; also tells whether the guest's cache of its content is still right.
+    /// Opens a file. The answer's flags tell whether the guest's cache of its content is still right.
     pub(super) fn open_file(
         &self,
         node: u64,
         asked: u32,
         clear_set_id: bool,
-    ) -> io::Result<(u64, bool)> {
+    ) -> io::Result<OpenedFile> {
         let inode = self.inodes.get(node)?;
         let flags = allowed_flags(asked);
         let clearing = clear_set_id && flags.contains(OFlags::TRUNC);
@@ -61,7 +88,26 @@ impl Share {
         }
         let fd = self.open_again(&inode, flags)?;
         let unchanged = inode.opened_unchanged(&inode::stat(&fd)?);
-        Ok((self.opened(node, fd, flags), unchanged))
+        let mut opened = self.opened(node, fd, flags);
+        if unchanged {
+            opened.open_flags |= KEEP_CACHE;
+        }
+        Ok(opened)
+    }
+
+    /// Remembers an open file.
+    pub(super) fn opened(&self, node: u64, fd: OwnedFd, flags: OFlags) -> OpenedFile {
+        let reads_only = flags & OFlags::ACCMODE == OFlags::RDONLY;
+        let silent = reads_only
+            || rustix::fs::fstatfs(&fd).is_ok_and(|fs| SILENT_AT_CLOSE.contains(&fs.f_type));
+        let opened = Opened::File {
+            file: File::from(fd),
+            flags: AtomicU32::new(flags.bits()),
+        };
+        OpenedFile {
+            handle: self.handles.insert(Handle { node, opened }),
+            open_flags: if silent { NO_FLUSH } else { 0 },
+        }
     }
 
     /// Opens what a descriptor only names; regular files and directories only.

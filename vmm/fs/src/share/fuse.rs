@@ -1,10 +1,11 @@
 //! The trait that the request parser calls. What is not here is answered with ENOSYS, and the guest's
-//! kernel does it itself: locks (all who see a pod's files are in one guest), access checks, poll.
+//! kernel does it itself: locks (all who see a pod's files are in one guest), access checks, poll; or it
+//! is answered in `extra.rs` before it gets here.
 
 use std::{ffi::CStr, io, sync::atomic::Ordering, time::Duration};
 
 use fuse_backend_rs::{
-    abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, stat64},
+    abi::fuse_abi::stat64,
     api::filesystem::{
         Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply,
         OpenOptions, SetattrValid, ZeroCopyReader, ZeroCopyWriter,
@@ -145,31 +146,6 @@ impl FileSystem for Share {
 
     fn link(&self, _: &Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
         self.link_again(inode, parent, name)
-    }
-
-    fn open(
-        &self,
-        _: &Context,
-        inode: u64,
-        flags: u32,
-        fuse_flags: u32,
-    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        let (handle, unchanged) =
-            self.open_file(inode, flags, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
-        let mut options = OpenOptions::empty();
-        options.set(OpenOptions::KEEP_CACHE, unchanged);
-        Ok((Some(handle), options, None))
-    }
-
-    fn create(
-        &self,
-        caller: &Context,
-        parent: u64,
-        name: &CStr,
-        request: CreateIn,
-    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
-        let (entry, handle) = self.make_file(caller, parent, name, request)?;
-        Ok((entry, Some(handle), OpenOptions::empty(), None))
     }
 
     fn read(
