@@ -9,7 +9,9 @@ use std::{
 };
 
 use isopod_memory::GuestMemory;
-use isopod_virtio::{Chain, ChainLimits, LiveQueue, QueueError, Writable, feature};
+use isopod_virtio::{
+    Chain, ChainLimits, DeviceStateError, LiveQueue, QueueError, Writable, feature,
+};
 use smallvec::SmallVec;
 
 use super::{
@@ -115,16 +117,31 @@ impl VsockDevice {
         listener: UnixListener,
         state: VsockState,
     ) -> Result<Self, VsockError> {
-        if state.guest_cid != config.guest_cid {
-            return Err(VsockError::OtherCid {
-                saved: state.guest_cid,
-                configured: config.guest_cid,
+        let other = VsockError::OtherCid {
+            saved: state.guest_cid,
+            configured: config.guest_cid,
+        };
+        let mut device = Self::new(config, listener)?;
+        device.take_on(state).map_err(|_| other)?;
+        Ok(device)
+    }
+
+    /// Goes on, as a device without a driver yet, where a saved one stopped.
+    pub(super) fn take_on(&mut self, state: VsockState) -> Result<(), DeviceStateError> {
+        let VsockState {
+            guest_cid,
+            next_local_port,
+        } = state;
+        if guest_cid != self.guest_cid {
+            return Err(DeviceStateError {
+                field: "the context id",
+                saved: guest_cid.to_string(),
+                here: self.guest_cid.to_string(),
             });
         }
-        let mut device = Self::new(config, listener)?;
-        device.muxer.set_next_local_port(state.next_local_port);
-        device.reset_event_due = true;
-        Ok(device)
+        self.muxer.set_next_local_port(next_local_port);
+        self.reset_event_due = true;
+        Ok(())
     }
 
     /// What [`restore`](Self::restore) needs.

@@ -32,6 +32,7 @@
 //! | `host.rs` | epoll, timer, connecting out |
 //! | `callers.rs` | listener, and host programs that are yet to say where they want to |
 //! | `packet.rs` | the header on the wire |
+//! | `transport.rs` | the device behind the monitor's virtio-mmio |
 
 mod callers;
 mod connection;
@@ -42,6 +43,7 @@ mod interface;
 mod muxer;
 pub mod packet;
 mod seam;
+mod transport;
 mod waiting;
 
 pub use device::VsockDevice;

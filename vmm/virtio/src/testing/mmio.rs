@@ -160,12 +160,13 @@ impl MmioDriver {
         self.write(register::VIRTIO_MMIO_QUEUE_NOTIFY, queue);
     }
 
-    /// Waits for the interrupt, acknowledges it, returns its reasons; fails the test if none comes.
-    pub fn interrupt(&self) -> u32 {
-        self.interrupt_within(PATIENCE).expect("an interrupt")
+    /// Waits for an interrupt for this reason (and perhaps others), which it acknowledges; fails the
+    /// test if none comes.
+    pub fn interrupt(&self, reason: u32) {
+        while self.interrupt_within(PATIENCE).expect("an interrupt") & reason == 0 {}
     }
 
-    /// As [`interrupt`](Self::interrupt), `None` if none comes in time.
+    /// Waits for the interrupt and acknowledges it; its reasons, or `None` if none comes in time.
     pub fn interrupt_within(&self, time: Duration) -> Option<u32> {
         let mut events = [EpollEvent::default()];
         let milliseconds = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
