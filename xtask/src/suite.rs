@@ -27,7 +27,14 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let mut clean = true;
     if unit {
         clean &= runner(
-            &["--workspace", "--exclude", "isopod-tests"],
+            // The agent's tests that need one to listen on a directory.
+            &[
+                "--workspace",
+                "--exclude",
+                "isopod-tests",
+                "--features",
+                "isopod-agent/testing",
+            ],
             &[],
             &mut totals,
         )?;

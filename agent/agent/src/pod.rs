@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -12,9 +12,13 @@ use std::{
 
 use isopod_container::{
     NamespaceKind,
-    cgroup::{Cgroup, Tree},
+    cgroup::{
+        Cgroup, Tree,
+        devices::{self, Attached},
+        limits,
+    },
 };
-use oci_spec::runtime::{LinuxSeccomp, Process as ProcessSpec};
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Process as ProcessSpec};
 
 use crate::{
     Place,
@@ -56,6 +60,8 @@ impl Exec {
 pub(crate) struct Container {
     pub init: Arc<Process>,
     pub cgroup: Cgroup,
+    /// Its device rules, for an update to replace.
+    pub devices: Mutex<Attached>,
     /// Its init, for joining its namespaces.
     pub pidfd: OwnedFd,
     /// Its processes die with its init. False when it shares the pod's or the guest's pid namespace.
@@ -71,6 +77,7 @@ impl Container {
     pub(crate) fn new(
         init: Arc<Process>,
         cgroup: Cgroup,
+        devices: Attached,
         pidfd: OwnedFd,
         own_pid_namespace: bool,
         seccomp: Option<LinuxSeccomp>,
@@ -78,6 +85,7 @@ impl Container {
         Self {
             init,
             cgroup,
+            devices: Mutex::new(devices),
             pidfd,
             own_pid_namespace,
             seccomp,
@@ -85,6 +93,21 @@ impl Container {
             waiting: Mutex::default(),
             kills_told: AtomicU64::new(0),
         }
+    }
+
+    /// Writes new limits; new device rules take the place of the old ones at once.
+    pub(crate) fn update(&self, resources: &LinuxResources) -> Result<(), Fault> {
+        let settings = limits::plan(resources)?;
+        let rules = resources.devices().as_deref();
+        let rules = rules.filter(|rules| !rules.is_empty());
+        let rules = rules.map(devices::compile).transpose()?;
+        self.cgroup.set(&settings)?;
+        if let Some(rules) = rules {
+            let directory = self.cgroup.open()?;
+            let mut attached = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            *attached = devices::attach(directory.as_fd(), &rules, Some(&attached))?;
+        }
+        Ok(())
     }
 
     /// Its init before the start.

@@ -10,7 +10,7 @@ use std::{
 
 use isopod_container::{
     Launch, NamespaceKind, Report, Streams, Word,
-    cgroup::{Cgroup, limits},
+    cgroup::{Cgroup, devices, limits},
     id,
     spec::{joins, namespace},
     state::State,
@@ -269,10 +269,10 @@ async fn make_container(
         shared.push((kind, fd));
     }
     let claimed = claim(pod, wiring).await?;
-    let settings = match spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-        Some(resources) => limits::plan(resources)?,
-        None => Vec::new(),
-    };
+    let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    let settings = resources.map(limits::plan).transpose()?.unwrap_or_default();
+    let rules = resources.and_then(|r| r.devices().as_deref());
+    let rules = devices::compile(rules.unwrap_or_default())?;
     let own = kinds(&spec, |join| !join);
     let own_pid_namespace = own.contains(&NamespaceKind::Pid);
     let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().clone());
@@ -282,6 +282,7 @@ async fn make_container(
     let result = async {
         let (streams, ends) = connect(wiring).map_err(|e| act("make pipes", e))?;
         let directory = cgroup.open()?;
+        let devices = devices::attach(directory.as_fd(), &rules, None)?;
         let namespaces = shared
             .iter()
             .map(|(kind, fd)| (*kind, fd.as_fd()))
@@ -298,10 +299,10 @@ async fn make_container(
             .ok_or(rustix::io::Errno::SRCH)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
             .map_err(|e| act("open a process", e))?;
-        Ok((ends, waiting, terminal, pidfd))
+        Ok((ends, waiting, terminal, pidfd, devices))
     }
     .await;
-    let (ends, waiting, terminal, pidfd) = match result {
+    let (ends, waiting, terminal, pidfd, devices) = match result {
         Ok(made) => made,
         Err(fault) => {
             abandon(&process).await;
@@ -314,7 +315,7 @@ async fn make_container(
         process.set_terminal(Arc::clone(master));
     }
     copy(&process, claimed, ends, terminal);
-    let container = Container::new(process, cgroup, pidfd, own_pid_namespace, seccomp);
+    let container = Container::new(process, cgroup, devices, pidfd, own_pid_namespace, seccomp);
     *container.waiting() = Some(waiting);
     let container = Arc::new(container);
     pod.oom.add(&container);

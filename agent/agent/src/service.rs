@@ -7,7 +7,6 @@ use std::{fs, future::Future, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use isopod_container::{
-    cgroup::limits::plan,
     spec::{parse_process, parse_resources, parse_spec},
     state::State,
 };
@@ -392,8 +391,7 @@ impl Agent for Service {
         state
             .require(state.can_update(), "update", "container")
             .map_err(Fault::from)?;
-        let settings = plan(&resources).map_err(Fault::from)?;
-        container.cgroup.set(&settings).map_err(Fault::from)?;
+        container.update(&resources)?;
         Ok(Empty::new())
     }
 

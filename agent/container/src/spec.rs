@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    cgroup::limits,
+    cgroup::{devices, limits},
     mounts::options::{self, MountOptions},
 };
 
@@ -454,7 +454,8 @@ fn check_namespaces(linux: &Linux) -> Result<(), SpecError> {
 
 /// Checks limits, of a container or of an update.
 pub fn check_resources(resources: &LinuxResources) -> Result<(), SpecError> {
-    limits::plan(resources).map(drop)
+    limits::plan(resources)?;
+    devices::compile(resources.devices().as_deref().unwrap_or_default()).map(drop)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! The prefix keeps ids apart from the kernel's own files. The root is a parameter, so that a fake tree
 //! can stand in.
 
+pub mod devices;
 pub mod limits;
 
 use std::{
@@ -37,6 +38,14 @@ pub enum CgroupError {
         file: String,
         /// What was to be written.
         value: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device rules cannot be enforced.
+    #[error("linux.resources.devices: {act}: {source}")]
+    Devices {
+        /// What was tried.
+        act: &'static str,
         /// Why.
         source: io::Error,
     },

@@ -1,6 +1,7 @@
 //! System calls that no safe wrapper has: all `unsafe` of this crate.
 #![allow(unsafe_code)]
 
+pub(crate) mod bpf;
 pub(crate) mod descriptors;
 pub(crate) mod fork;
 pub(crate) mod mount_attr;
