@@ -15,7 +15,7 @@ fn opening(guest: &Guest, devices: Value) -> Value {
         &[
             "sh",
             "-c",
-            "mknod /dev/f c 10 229 && if : < /dev/f; then echo open; else echo denied; fi",
+            "mknod /dev/f c 10 229 && if (: < /dev/f); then echo open; else echo denied; fi",
         ],
         json!({
             "process": {"capabilities": {"bounding": caps, "effective": caps, "permitted": caps}},
@@ -67,8 +67,8 @@ async fn an_update_replaces_the_rules() {
         &[
             "sh",
             "-c",
-            "mknod /tmp/f c 10 229; while ! : < /tmp/f; do sleep 0.02; done 2> /dev/null; echo open; \
-             while : < /tmp/f; do sleep 0.02; done 2> /dev/null; echo shut; exit 6",
+            "mknod /tmp/f c 10 229; while ! (: < /tmp/f); do sleep 0.02; done 2> /dev/null; echo open; \
+             while (: < /tmp/f); do sleep 0.02; done 2> /dev/null; echo shut; exit 6",
         ],
         json!({"process": {"capabilities": {"bounding": caps, "effective": caps, "permitted": caps}}}),
     );
