@@ -12,6 +12,10 @@ pub const CASES: &[Case] = &[
         .with_probe()
         .within(480),
     Case::both("host_sees_the_same_files", host_sees).with_probe(),
+    Case::both("a_million_entries_in_a_directory", million)
+        .with_probe()
+        .alone()
+        .within(480),
 ];
 
 /// 20 000 files take their time in a software CPU.
@@ -95,4 +99,24 @@ fn host_sees(bed: &Bed) -> Result<()> {
     let sparse = std::fs::metadata(volume.join("sparse"))?;
     check_eq!((sparse.len(), sparse.blocks()), (5 << 30, 0));
     Ok(())
+}
+
+fn million(bed: &Bed) -> Result<()> {
+    const COUNT: u32 = 1_000_000;
+    let volume = bed.volume()?;
+    let dir = std::fs::File::open(&volume)?;
+    for number in 0..COUNT {
+        // The quickest way to a file: no descriptor.
+        nix::sys::stat::mknodat(
+            &dir,
+            number.to_string().as_str(),
+            nix::sys::stat::SFlag::S_IFREG,
+            nix::sys::stat::Mode::S_IRUSR,
+            0,
+        )?;
+    }
+    let run = bed.container().bind(&volume, "/data", "rw").limit(LONG);
+    run.run([PATH, "entries", "/data", &COUNT.to_string()])?
+        .ok()
+        .map(drop)
 }

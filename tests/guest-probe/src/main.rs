@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! probe posix DIR          checks of DIR's file system, one JSON line each: {"check":..., "error":null}
+//! probe entries DIR COUNT  checks a directory of COUNT empty files named by number
 //! probe emit BYTES         the pattern on standard output
 //! probe absorb             reads the pattern from standard input; prints how many bytes were right
 //! probe files DIR COUNT    creates, stats and unlinks COUNT files; microseconds of each as JSON
@@ -38,6 +39,7 @@ fn run(words: &[&str]) -> Result<bool> {
     match words {
         ["posix", dir] => return posix::all(Path::new(dir)),
         ["posix-child", rest @ ..] => return posix::child(rest),
+        ["entries", dir, count] => posix::directories::large(Path::new(dir), count.parse()?)?,
         ["emit", count] => isopod_guest_probe::emit(&mut io::stdout().lock(), count.parse()?)?,
         ["absorb"] => match isopod_guest_probe::absorb(&mut io::stdin().lock())? {
             Ok(count) => println!("{count}"),

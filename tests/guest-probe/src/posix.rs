@@ -1,7 +1,7 @@
 //! Checks of a file system, each in a directory of its own, each saying what ext4 does.
 
 mod data;
-mod directories;
+pub mod directories;
 mod locks;
 mod metadata;
 mod names;

@@ -18,8 +18,7 @@ pub use vm_memory::GuestMemory as AddressSpace;
 pub use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError,
     GuestMemoryLoadGuard, GuestMemoryRegion, Le16, Le32, Le64, ReadVolatile, VolatileMemory,
-    VolatileMemoryError,
-    WriteVolatile,
+    VolatileMemoryError, WriteVolatile,
 };
 
 /// How dirty pages are tracked: not yet at all. With `()` a vhost-user back end must not offer

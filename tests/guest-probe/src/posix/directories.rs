@@ -36,6 +36,32 @@ fn many(dir: &Path) -> Result<()> {
     same("entries after", fs::read_dir(dir)?.count(), 0)
 }
 
+/// Files `0` to `count - 1`, as the host made them: each is listed once, some are looked at, names can
+/// come and go.
+pub fn large(dir: &Path, count: usize) -> Result<()> {
+    let mut seen = vec![false; count];
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.parse::<usize>().ok());
+        match number.and_then(|number| seen.get_mut(number)) {
+            Some(seen) if !*seen => *seen = true,
+            Some(_) => bail!("{} is listed twice", name.display()),
+            None => bail!("{} is listed", name.display()),
+        }
+    }
+    same("listed", seen.iter().filter(|seen| **seen).count(), count)?;
+    for number in (0..count).step_by(count / 1000 + 1) {
+        let name = number.to_string();
+        same("size", fs::metadata(dir.join(&name))?.len(), 0)?;
+        fs::rename(dir.join(&name), dir.join("moved"))?;
+        same("there", dir.join(&name).exists(), false)?;
+        fs::rename(dir.join("moved"), dir.join(&name))?;
+    }
+    File::create_new(dir.join("new"))?;
+    fs::remove_file(dir.join("new"))?;
+    same("entries after", fs::read_dir(dir)?.count(), count)
+}
+
 fn kinds(dir: &Path) -> Result<()> {
     File::create(dir.join("file"))?;
     fs::create_dir(dir.join("directory"))?;

@@ -149,13 +149,13 @@ const TCG_PARAMETERS: [&str; 6] = [
     "noreplace-smp",
 ];
 
-/// What this machine needs, then what the plan says.
+/// What the plan says, then what this machine needs: `quiet` must be known before there is a console.
 fn command_line(vm: &VmConfig, accelerator: Accelerator) -> String {
-    let mut words = MACHINE_PARAMETERS.to_vec();
+    let mut words: Vec<&str> = vm.kernel.command_line.iter().map(String::as_str).collect();
+    words.extend(MACHINE_PARAMETERS);
     if accelerator == Accelerator::Tcg {
         words.extend(TCG_PARAMETERS);
     }
-    words.extend(vm.kernel.command_line.iter().map(String::as_str));
     words.join(" ")
 }
 

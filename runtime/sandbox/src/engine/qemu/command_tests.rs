@@ -51,10 +51,9 @@ fn qemu_is_told_only_what_the_plan_says() {
     assert_eq!(value(&words, "-kernel"), "/vmlinux");
     let line = value(&words, "-append");
     assert!(
-        line.starts_with("root=/dev/vda rootfstype=erofs ro reboot=t "),
+        line.starts_with("init=/sbin/x quiet root=/dev/vda rootfstype=erofs ro reboot=t "),
         "{line}"
     );
-    assert!(line.ends_with(" init=/sbin/x quiet"), "{line}");
     let all = words.join(" ");
     assert!(all.contains("memory-backend-memfd,id=memory,size=514M,share=on "));
     assert!(all.contains("tag=shared,num-request-queues=2,queue-size=256"));
