@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blk;
+pub mod console;
 pub mod pmem;
 pub mod rate;
 pub mod rng;
