@@ -4,6 +4,7 @@
 //! for QEMU. Imports `virtio`, `memory`, `config`.
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod pmem;

@@ -9,7 +9,10 @@
 //! guest and a socket or file by the kernel (see [`socket`], [`file`]).
 
 pub mod file;
+mod give_back;
 pub mod socket;
+
+pub use give_back::{PAGE, give_back, give_back_range};
 
 use std::os::fd::{AsFd, BorrowedFd};
 
