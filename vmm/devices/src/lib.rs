@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod blk;
 pub mod console;
+pub mod mem;
 pub mod pmem;
 pub mod rate;
 pub mod rng;

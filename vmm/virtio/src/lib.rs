@@ -42,7 +42,7 @@ pub use device::{
     Event,
 };
 pub use queue::{LiveQueue, QueueCounters, QueueError};
-pub use rings::{CHAINS_PER_ROUND, Rings};
+pub use rings::{CHAINS_PER_ROUND, ConfigView, Rings};
 pub use state::{QueueState, QueueStateError};
 pub use station::{DeviceMetrics, OnFailure};
 /// A split ring as the transports hold it.

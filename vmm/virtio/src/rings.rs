@@ -4,7 +4,7 @@ use isopod_memory::GuestMemory;
 use virtio_queue::{Queue, QueueT};
 
 use crate::{
-    Chain, ChainLimits, LiveQueue, QueueCounters, QueueError,
+    Chain, ChainLimits, ConfigSpace, LiveQueue, QueueCounters, QueueError,
     device::DeviceError,
     feature,
     shared::{INTERRUPT_USED, Shared},
@@ -23,7 +23,24 @@ pub struct Rings<'r> {
     pub(crate) shared: &'r Shared,
 }
 
-impl Rings<'_> {
+/// What the driver sees of the configuration space.
+#[derive(Clone, Copy)]
+pub struct ConfigView<'r>(&'r Shared);
+
+impl ConfigView<'_> {
+    /// Shows another configuration space, without an interrupt: for what a request changes, before
+    /// the request is answered.
+    pub fn show(&self, config: ConfigSpace) {
+        self.0.show_config(config);
+    }
+}
+
+impl<'r> Rings<'r> {
+    /// See [`ConfigView`].
+    pub fn config_view(&self) -> ConfigView<'r> {
+        ConfigView(self.shared)
+    }
+
     /// The guest's memory.
     pub fn memory(&self) -> &GuestMemory {
         self.memory
