@@ -1,0 +1,97 @@
+//! The guest's RAM: one memfd, which the processes that serve devices map too.
+
+use std::{fs::File, io};
+
+use isopod_memory::{FileRegion, GuestMemory};
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::layout;
+
+/// RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// Not between the least and the most.
+    #[error("{mib} MiB of memory: must be 64 MiB to 512 GiB")]
+    Size {
+        /// What was asked for.
+        mib: u64,
+    },
+    /// memfd_create(2), ftruncate(2) or a seal.
+    #[error("make a file of {bytes} bytes for guest memory: {source}")]
+    File {
+        /// Its length.
+        bytes: u64,
+        /// Why not.
+        source: io::Error,
+    },
+    /// mmap(2).
+    #[error(transparent)]
+    Map(#[from] isopod_memory::SharedMemoryError),
+}
+
+/// Makes RAM. Pages come when the guest touches them.
+pub(crate) fn make(mib: u64, huge_pages: bool) -> Result<GuestMemory, RamError> {
+    let bytes = mib
+        .checked_mul(1 << 20)
+        .filter(|bytes| (layout::MIN_RAM..=layout::MAX_RAM).contains(bytes))
+        .ok_or(RamError::Size { mib })?;
+    let failed = |e: rustix::io::Errno| RamError::File {
+        bytes,
+        source: e.into(),
+    };
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if huge_pages {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let file = rustix::fs::memfd_create("guest-memory", flags).map_err(failed)?;
+    rustix::fs::ftruncate(&file, bytes).map_err(failed)?;
+    // Who shares the file cannot pull it from under the guest, or from under this process.
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(failed)?;
+
+    let mut regions = Vec::new();
+    let mut offset = 0;
+    for (start, bytes) in layout::ram(bytes) {
+        let Ok(length) = usize::try_from(bytes) else {
+            return Err(RamError::Size { mib });
+        };
+        regions.push(FileRegion {
+            start,
+            offset,
+            bytes: length,
+        });
+        offset += bytes;
+    }
+    Ok(isopod_memory::shared(&File::from(file), &regions)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use isopod_memory::{AddressSpace, Bytes, GuestAddress};
+
+    use super::*;
+
+    #[test]
+    fn ram_is_around_the_hole() {
+        let memory = make(4 << 10, false).unwrap();
+        for (address, there) in [
+            (0, true),
+            ((3 << 30) - 8, true),
+            (3 << 30, false),
+            (4 << 30, true),
+            ((5 << 30) - 8, true),
+            (5 << 30, false),
+        ] {
+            let written = memory.write_obj(1u64, GuestAddress(address));
+            assert_eq!(written.is_ok(), there, "{address:#x}");
+        }
+        assert!(memory.iter().all(|region| isopod_memory::file_of(region).is_some()));
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        for mib in [0, 63, (512 << 10) + 1, u64::MAX] {
+            assert!(matches!(make(mib, false), Err(RamError::Size { .. })));
+        }
+    }
+}
