@@ -29,5 +29,5 @@ mod vm;
 pub use error::HypervisorError;
 pub use mapping::FileMapping;
 pub use probe::{Hypervisor, ProbeError, Supervisor};
-pub use vcpu::{Bus, Entry, EntryMode, Flow, Vcpu, VcpuCounters, VcpuError};
+pub use vcpu::{Bus, Entry, Flow, Vcpu, VcpuCounters, VcpuError};
 pub use vm::{Doorbell, Vm};

@@ -37,43 +37,25 @@ pub enum Flow {
     Reset,
 }
 
-/// How the first processor enters a kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryMode {
-    /// The 64-bit boot protocol (kernel, Documentation/arch/x86/boot.rst): long mode with the page
-    /// tables at this address; RSI has the zero page.
-    Long {
-        /// Of the top level page table.
-        page_tables: u64,
-    },
-    /// PVH (Xen, docs/misc/pvh.pandoc): 32-bit protected mode without paging; EBX has the start info.
-    Pvh,
-}
-
-/// Where the first processor begins.
+/// Where the first processor begins: in long mode, by the 64-bit boot protocol (kernel,
+/// Documentation/arch/x86/boot.rst).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// First instruction.
     pub instruction: u64,
     /// Top of a stack of a few hundred bytes.
     pub stack: u64,
-    /// The kernel's one argument.
+    /// The kernel's one argument, the zero page: for RSI.
     pub argument: u64,
-    /// Of the descriptor table that the segments below are in: null, null, code, data.
+    /// Of the table with [`Self::DESCRIPTORS`].
     pub gdt: u64,
-    /// How.
-    pub mode: EntryMode,
+    /// Top level page table.
+    pub page_tables: u64,
 }
 
 impl Entry {
-    /// The descriptors to be written to [`Self::gdt`].
-    #[must_use]
-    pub fn descriptors(&self) -> [u64; 4] {
-        match self.mode {
-            EntryMode::Long { .. } => [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
-            EntryMode::Pvh => [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
-        }
-    }
+    /// Null, null, code, data: to be written to [`Self::gdt`].
+    pub const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 }
 
 /// What became of one step.
@@ -215,6 +197,7 @@ impl Vcpu {
             type_: 11,
             present: 1,
             s: 1,
+            l: 1,
             g: 1,
             ..kvm_segment::default()
         };
@@ -223,6 +206,7 @@ impl Vcpu {
             // Read, write, accessed.
             type_: 3,
             db: 1,
+            l: 0,
             ..code
         };
         system.cs = code;
@@ -239,34 +223,22 @@ impl Vcpu {
         system.gdt.limit = 4 * 8 - 1;
         system.idt.base = 0;
         system.idt.limit = 0;
-        // Busy 64-bit (or 32-bit) task state: hardware will not enter a guest without one.
+        // A busy task state: hardware will not enter a guest without one.
         system.tr.type_ = 11;
         system.tr.present = 1;
-        let mut general = kvm_regs {
+        system.cr3 = entry.page_tables;
+        // PAE; PE, ET and PG; LME and LMA.
+        system.cr4 = 1 << 5;
+        system.cr0 = 1 | 1 << 4 | 1 << 31;
+        system.efer = 1 << 8 | 1 << 10;
+        let general = kvm_regs {
             rip: entry.instruction,
             rsp: entry.stack,
+            rsi: entry.argument,
             // The reserved bit alone: no interrupts.
             rflags: 2,
             ..kvm_regs::default()
         };
-        match entry.mode {
-            EntryMode::Long { page_tables } => {
-                system.cs.l = 1;
-                system.cr3 = page_tables;
-                // PAE; PE, ET and PG; LME and LMA.
-                system.cr4 = 1 << 5;
-                system.cr0 = 1 | 1 << 4 | 1 << 31;
-                system.efer = 1 << 8 | 1 << 10;
-                general.rsi = entry.argument;
-            }
-            EntryMode::Pvh => {
-                system.cs.db = 1;
-                system.cr4 = 0;
-                system.cr0 = 1 | 1 << 4;
-                system.efer = 0;
-                general.rbx = entry.argument;
-            }
-        }
         self.fd.set_sregs(&system).map_err(kvm("set registers"))?;
         self.fd.set_regs(&general).map_err(kvm("set registers"))
     }

@@ -168,6 +168,17 @@ impl Vm {
         Ok(())
     }
 
+    /// Bits of a guest-physical address, as the guest is told them (CPUID 0x80000008).
+    #[must_use]
+    pub fn address_bits(&self) -> u32 {
+        const SIZES: u32 = 0x8000_0008;
+        /// What every 64-bit processor has.
+        const LEAST: u32 = 36;
+        let entries = self.cpuid.as_slice().iter();
+        let sizes = entries.filter(|entry| entry.function == SIZES);
+        sizes.map(|entry| entry.eax & 0xff).max().unwrap_or(LEAST)
+    }
+
     /// Makes vCPU `id` of `count`, told what the policy tells it.
     ///
     /// # Errors

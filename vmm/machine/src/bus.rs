@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use isopod_hypervisor::{Bus, Flow};
-use isopod_virtio::transport::mmio::MmioTransport;
+use isopod_virtio::transport::MmioTransport;
 
 use crate::{clock, clock::Clock, layout, serial, serial::Serial};
 

@@ -15,7 +15,7 @@ pub const HOLE_END: u64 = 4 << 30;
 /// Windows of devices, one after the other.
 pub const DEVICES: u64 = 0xd000_0000;
 /// Bytes of a window.
-pub const WINDOW: u64 = isopod_virtio::transport::mmio::WINDOW;
+pub const WINDOW: u64 = isopod_virtio::transport::WINDOW;
 
 /// The I/O APIC, as KVM has it.
 pub const IO_APIC: u32 = 0xfec0_0000;

@@ -22,6 +22,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmm/hypervisor", &["vmm/memory"]),
     ("vmm/virtio", &["vmm/memory"]),
     ("vmm/devices", &["vmm/virtio", "vmm/memory", "vmm/config"]),
+    (
+        "vmm/machine",
+        &["vmm/hypervisor", "vmm/virtio", "vmm/memory"],
+    ),
     ("vmm/jail", &[]),
     (
         "vmm/fs",

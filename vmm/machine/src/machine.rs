@@ -1,0 +1,481 @@
+//! The machine, from its parts to its end.
+//!
+//! ```text
+//!  Builder ──boot──> Machine: Paused <──pause/resume──> Running ──> ended (see `End`)
+//! ```
+//!
+//! Whatever stands still, stands still in this order: vCPUs, then devices; and goes on in the other.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+};
+
+use isopod_hypervisor::{
+    Bus, Doorbell, FileMapping, HypervisorError, Vcpu, VcpuCounters, Vm,
+    runner::{End, Runners},
+    state::{VcpuState, VmState},
+};
+use isopod_memory::{AddressSpace, GuestMemory, GuestMemoryHandle, GuestMemoryRegion};
+use isopod_virtio::{
+    Control, Device, DeviceMetrics, WorkerGone,
+    transport::{AttachError, MmioTransport, TransportState, Wiring},
+};
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::{
+    BootError, CommandLineError, Host,
+    boot,
+    bus::{MachineBus, MmioDevice},
+    clock::Clock,
+    command_line, layout, ram,
+    serial::Serial,
+};
+
+/// What distinguishes one machine from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// Processors online at boot; at least 1.
+    pub online_cpus: u32,
+    /// Processors present; at least as many.
+    pub cpus: u32,
+    /// RAM.
+    pub memory_mib: u64,
+    /// Back it with 2 MiB pages.
+    pub huge_pages: bool,
+    /// What the host is.
+    pub host: Host,
+}
+
+/// A machine cannot be built, or an act on it failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// RAM.
+    #[error(transparent)]
+    Ram(#[from] ram::RamError),
+    /// The kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Its command line.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// Numbers of processors that make no sense.
+    #[error("{online} of {present} processors online: 1 to {} may be, of as many", layout::MAX_CPUS)]
+    Cpus {
+        /// Online at boot.
+        online: u32,
+        /// Present.
+        present: u32,
+    },
+    /// Every slot is taken.
+    #[error("device {name}: all {} slots are taken", layout::LINES.len())]
+    NoSlot {
+        /// Which.
+        name: String,
+    },
+    /// A device could not be put behind its registers.
+    #[error("device {name}: {source}")]
+    Attach {
+        /// Which.
+        name: String,
+        /// Why.
+        source: AttachError,
+    },
+    /// An eventfd.
+    #[error("device {name}: make an interrupt: {source}")]
+    Interrupt {
+        /// Which.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A device's thread ended.
+    #[error("device {name}: {source}")]
+    Device {
+        /// Which.
+        name: String,
+        /// What is wrong.
+        source: WorkerGone,
+    },
+    /// A file lies beyond what processors of this host can address.
+    #[error("no address is left for a file of {bytes} bytes")]
+    NoAddress {
+        /// The file's.
+        bytes: u64,
+    },
+    /// A saved machine that this one cannot become.
+    #[error("the saved machine differs in {0}")]
+    State(String),
+}
+
+/// A range of guest-physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First.
+    pub start: u64,
+    /// Length.
+    pub bytes: u64,
+}
+
+/// What every thread does first: its system call filter.
+pub type Prepare = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// A machine that is being put together.
+pub struct Builder {
+    config: MachineConfig,
+    vm: Vm,
+    memory: GuestMemory,
+    handle: GuestMemoryHandle,
+    devices: Vec<Slot>,
+    /// End of what is shown above 4 GiB.
+    end: u64,
+}
+
+struct Slot {
+    name: String,
+    transport: Arc<MmioTransport>,
+}
+
+impl Builder {
+    /// Makes a VM on `/dev/kvm` and its RAM.
+    ///
+    /// # Errors
+    /// A size out of range, or the host refuses.
+    pub fn new(device: OwnedFd, config: MachineConfig) -> Result<Self, MachineError> {
+        let MachineConfig {
+            online_cpus: online,
+            cpus: present,
+            ..
+        } = config;
+        if online == 0 || online > present || present > layout::MAX_CPUS {
+            return Err(MachineError::Cpus { online, present });
+        }
+        let memory = ram::make(config.memory_mib, config.huge_pages)?;
+        let vm = Vm::new(device)?;
+        vm.set_memory(&memory)?;
+        let end = memory
+            .iter()
+            .map(|region| region.start_addr().0 + region.len())
+            .max()
+            .unwrap_or(0);
+        Ok(Self {
+            config,
+            vm,
+            handle: GuestMemoryHandle::new(memory.clone()),
+            memory,
+            devices: Vec::new(),
+            end,
+        })
+    }
+
+    /// Shows the guest a file as memory that it cannot write, behind RAM.
+    ///
+    /// # Errors
+    /// The file cannot be mapped, or there is no address for it.
+    pub fn show_file(&mut self, file: &File) -> Result<Region, MachineError> {
+        let mapping = FileMapping::new(file)?;
+        let bytes = mapping.bytes();
+        let start = layout::file_after(self.end, self.vm.address_bits())
+            .ok_or(MachineError::NoAddress { bytes })?;
+        self.vm.map_file(start, mapping)?;
+        self.end = start.saturating_add(bytes);
+        Ok(Region { start, bytes })
+    }
+
+    /// Puts a device into the next slot. Its thread, called `name`, runs `prepare` first. `on_failure`
+    /// is told when the device cannot go on before the driver resets it.
+    ///
+    /// # Errors
+    /// No slot is left, or the host refuses a thread or descriptor.
+    pub fn attach<D: Device>(
+        &mut self,
+        name: &str,
+        device: D,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> Result<Control<D>, MachineError> {
+        let owned = || name.to_owned();
+        let (window, line) =
+            layout::slot(self.devices.len()).ok_or_else(|| MachineError::NoSlot { name: owned() })?;
+        let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| {
+            MachineError::Interrupt {
+                name: owned(),
+                source,
+            }
+        })?;
+        self.vm.register_interrupt(&interrupt, line)?;
+        let told = owned();
+        let wiring = Wiring {
+            memory: self.handle.clone(),
+            interrupt,
+            on_failure: Box::new(move |error| {
+                tracing::warn!(device = told, %error, "a device waits for a reset");
+            }),
+        };
+        let (transport, control) = MmioTransport::attach(name, device, wiring, prepare)
+            .map_err(|source| MachineError::Attach {
+                name: owned(),
+                source,
+            })?;
+        for doorbell in transport.doorbells() {
+            let at = Doorbell {
+                address: window + doorbell.offset,
+                value: Some(doorbell.value),
+            };
+            self.vm.register_doorbell(doorbell.eventfd, at)?;
+        }
+        self.devices.push(Slot {
+            name: owned(),
+            transport: Arc::new(transport),
+        });
+        Ok(control)
+    }
+
+    /// Loads the kernel and starts the processors' threads, paused. What the kernel prints before it
+    /// has drivers goes to `console`; `on_end` is called when the guest runs no further.
+    ///
+    /// # Errors
+    /// The kernel or its command line cannot be used, or the host refuses.
+    pub fn boot(
+        self,
+        kernel: &mut File,
+        parameters: &str,
+        console: Box<dyn Write + Send>,
+        prepare: &Prepare,
+        on_end: Box<dyn FnOnce() + Send>,
+    ) -> Result<Machine, MachineError> {
+        let config = self.config;
+        let line = command_line::compose(
+            parameters,
+            config.host,
+            self.devices.len(),
+            config.online_cpus,
+        )?;
+        let entry = boot::load(&self.memory, kernel, &line, config.cpus)?;
+        let vcpus = self.make_vcpus()?;
+        if let Some(first) = vcpus.first() {
+            first.enter_at(&entry)?;
+        }
+        self.assemble(vcpus, console, prepare, on_end)
+    }
+
+    fn make_vcpus(&self) -> Result<Vec<Vcpu>, HypervisorError> {
+        let count = self.config.cpus;
+        (0..count).map(|id| self.vm.create_vcpu(id, count)).collect()
+    }
+
+    fn assemble(
+        self,
+        vcpus: Vec<Vcpu>,
+        console: Box<dyn Write + Send>,
+        prepare: &Prepare,
+        on_end: Box<dyn FnOnce() + Send>,
+    ) -> Result<Machine, MachineError> {
+        let Self {
+            config: _,
+            vm,
+            memory,
+            handle: _,
+            devices,
+            end: _,
+        } = self;
+        let window = |slot: &Slot| Arc::clone(&slot.transport) as Arc<dyn MmioDevice>;
+        let bus = Arc::new(MachineBus {
+            windows: devices.iter().map(window).collect(),
+            serial: Serial::new(console),
+            clock: Clock::default(),
+            unanswered: AtomicU64::new(0),
+        });
+        let as_bus = Arc::clone(&bus) as Arc<dyn Bus>;
+        let runners = Runners::start(vcpus, &as_bus, prepare, on_end)?;
+        Ok(Machine {
+            runners,
+            bus,
+            devices,
+            vm,
+            memory,
+        })
+    }
+
+    /// In place of [`Self::boot`]: the machine goes on where another of the same parts was saved. Its
+    /// memory has been filled; it is paused.
+    ///
+    /// # Errors
+    /// The state is another machine's, or the host refuses.
+    pub fn restore(
+        self,
+        state: MachineState,
+        console: Box<dyn Write + Send>,
+        prepare: &Prepare,
+        on_end: Box<dyn FnOnce() + Send>,
+    ) -> Result<Machine, MachineError> {
+        let MachineState {
+            version,
+            vm,
+            vcpus,
+            devices,
+        } = state;
+        if version != STATE_VERSION {
+            return Err(MachineError::State(format!("its version, {version}")));
+        }
+        let named = |slot: &Slot| slot.name.clone();
+        let here: Vec<String> = self.devices.iter().map(named).collect();
+        let saved: Vec<String> = devices.iter().map(|(name, _)| name.clone()).collect();
+        if here != saved {
+            return Err(MachineError::State(format!(
+                "its devices: saved {saved:?}, here {here:?}"
+            )));
+        }
+        let fresh = self.make_vcpus()?;
+        if fresh.len() != vcpus.len() {
+            return Err(MachineError::State("its number of processors".to_owned()));
+        }
+        self.vm.restore(&vm)?;
+        for (vcpu, state) in fresh.iter().zip(&vcpus) {
+            vcpu.restore(state)?;
+        }
+        for (slot, (name, state)) in self.devices.iter().zip(devices) {
+            slot.transport
+                .restore(state)
+                .map_err(|source| MachineError::Attach { name, source })?;
+        }
+        self.assemble(fresh, console, prepare, on_end)
+    }
+
+    /// The guest's memory, for who fills it.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+}
+
+/// Of [`MachineState`].
+const STATE_VERSION: u32 = 1;
+
+/// A paused machine as data, without its memory.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineState {
+    version: u32,
+    vm: VmState,
+    vcpus: Vec<VcpuState>,
+    devices: Vec<(String, TransportState)>,
+}
+
+/// Figures of a machine.
+#[derive(Debug, Default)]
+pub struct MachineMetrics {
+    /// By processor; one that runs at the moment is left out.
+    pub vcpus: Vec<Option<VcpuCounters>>,
+    /// By slot, with its name.
+    pub devices: Vec<(String, DeviceMetrics)>,
+    /// Accesses that nobody answered.
+    pub unanswered: u64,
+}
+
+/// A machine with a guest in it.
+pub struct Machine {
+    // First: no vCPU may run when the rest goes.
+    runners: Runners,
+    bus: Arc<MachineBus>,
+    devices: Vec<Slot>,
+    vm: Vm,
+    memory: GuestMemory,
+}
+
+impl Machine {
+    /// Lets the guest run, for the first time or again.
+    ///
+    /// # Errors
+    /// It has ended, or a device's thread has.
+    pub fn resume(&self) -> Result<(), MachineError> {
+        self.each_device(MmioTransport::resume)?;
+        if self.runners.is_paused() {
+            let told = |vcpu: &Vcpu| {
+                vcpu.clock_stood_still();
+                Ok(())
+            };
+            self.runners.each(told)?;
+        }
+        Ok(self.runners.resume()?)
+    }
+
+    /// Brings processors and devices to rest.
+    ///
+    /// # Errors
+    /// It has ended, or something does not come to rest.
+    pub fn pause(&self) -> Result<(), MachineError> {
+        self.runners.pause()?;
+        self.each_device(MmioTransport::pause).map(drop)
+    }
+
+    /// Whether it is at rest.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.runners.is_paused()
+    }
+
+    /// The paused machine as data, without its memory.
+    ///
+    /// # Errors
+    /// It is not paused, or KVM refuses.
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        let vcpus = self.runners.each(Vcpu::save)?;
+        let states = self.each_device(MmioTransport::save)?;
+        let names = self.devices.iter().map(|slot| slot.name.clone());
+        Ok(MachineState {
+            version: STATE_VERSION,
+            vm: self.vm.save()?,
+            vcpus,
+            devices: names.zip(states).collect(),
+        })
+    }
+
+    /// The guest's memory. Its contents are still only while the machine is paused.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Figures.
+    ///
+    /// # Errors
+    /// A device's thread is gone.
+    pub fn metrics(&self) -> Result<MachineMetrics, MachineError> {
+        let figures = self.each_device(MmioTransport::metrics)?;
+        let names = self.devices.iter().map(|slot| slot.name.clone());
+        Ok(MachineMetrics {
+            vcpus: self.runners.counters(),
+            devices: names.zip(figures).collect(),
+            unanswered: self.bus.unanswered.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Ends the guest, if it has not ended, and tells why it did.
+    ///
+    /// # Errors
+    /// A processor does not come to rest.
+    pub fn stop(&mut self) -> Result<End, MachineError> {
+        let end = self.runners.stop()?;
+        self.bus.serial.flush();
+        Ok(end)
+    }
+
+    fn each_device<T>(
+        &self,
+        act: impl Fn(&MmioTransport) -> Result<T, WorkerGone>,
+    ) -> Result<Vec<T>, MachineError> {
+        let one = |slot: &Slot| {
+            act(&slot.transport).map_err(|source| MachineError::Device {
+                name: slot.name.clone(),
+                source,
+            })
+        };
+        self.devices.iter().map(one).collect()
+    }
+}
