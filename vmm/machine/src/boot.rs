@@ -94,7 +94,7 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
     memory.write_obj(last | TABLE, GuestAddress(middle))?;
     for index in 0..MAPPED / LARGE_PAGE {
         let at = GuestAddress(last + 8 * index);
-        memory.write_obj(index * LARGE_PAGE | PAGE, at)?;
+        memory.write_obj((index * LARGE_PAGE) | PAGE, at)?;
     }
     Ok(())
 }
@@ -133,11 +133,7 @@ fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, u32)> {
     for region in memory.iter() {
         let (start, bytes) = (region.start_addr().0, region.len());
         let skipped = layout::HIGH_RAM.saturating_sub(start);
-        map.push((
-            start + skipped,
-            bytes.saturating_sub(skipped),
-            E820_RAM,
-        ));
+        map.push((start + skipped, bytes.saturating_sub(skipped), E820_RAM));
     }
     map
 }
@@ -177,7 +173,9 @@ mod tests {
         let entry = load(&memory, &mut elf(16 << 20, 16), "quiet", 2).unwrap();
         assert_eq!(entry.instruction, 16 << 20);
         let mut code = [0; 16];
-        memory.read_slice(&mut code, GuestAddress(16 << 20)).unwrap();
+        memory
+            .read_slice(&mut code, GuestAddress(16 << 20))
+            .unwrap();
         assert_eq!(code, [0x90; 16]);
         let mut line = [0; 6];
         let at = GuestAddress(layout::COMMAND_LINE);

@@ -59,7 +59,7 @@ fn register(index: u8, seconds: u64) -> u8 {
         _ => return 0,
     };
     let value = (value % 100) as u8;
-    value / 10 << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 /// Days since 1970 as year, month and day (Hinnant, "chrono-Compatible Low-Level Date Algorithms").

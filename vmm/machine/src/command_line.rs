@@ -96,7 +96,10 @@ mod tests {
     fn an_emulated_host_is_told_of() {
         let line = compose("", Host::Emulated, 0, 2).unwrap();
         assert!(line.contains(" syscall_by_fault ") && line.contains(" maxcpus=2"));
-        assert!(!line.contains("noxsave"), "user mode's registers must be saved");
+        assert!(
+            !line.contains("noxsave"),
+            "user mode's registers must be saved"
+        );
     }
 
     #[test]

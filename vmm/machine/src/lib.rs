@@ -24,8 +24,8 @@ mod serial;
 pub use boot::BootError;
 pub use bus::MmioDevice;
 pub use command_line::{CommandLineError, Host};
-pub use ram::RamError;
+pub use isopod_hypervisor::runner::End;
 pub use machine::{
-    Builder, Machine, MachineConfig, MachineError, MachineMetrics, MachineState, Prepare,
-    Region,
+    Builder, Machine, MachineConfig, MachineError, MachineMetrics, MachineState, Prepare, Region,
 };
+pub use ram::RamError;

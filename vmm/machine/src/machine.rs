@@ -27,8 +27,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
-    BootError, CommandLineError, Host,
-    boot,
+    BootError, CommandLineError, Host, boot,
     bus::{MachineBus, MmioDevice},
     clock::Clock,
     command_line, layout, ram,
@@ -66,7 +65,10 @@ pub enum MachineError {
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
     /// Numbers of processors that make no sense.
-    #[error("{online} of {present} processors online: 1 to {} may be, of as many", layout::MAX_CPUS)]
+    #[error(
+        "{online} of {present} processors online: 1 to {} may be, of as many",
+        layout::MAX_CPUS
+    )]
     Cpus {
         /// Online at boot.
         online: u32,
@@ -200,14 +202,13 @@ impl Builder {
         prepare: impl FnOnce() + Send + 'static,
     ) -> Result<Control<D>, MachineError> {
         let owned = || name.to_owned();
-        let (window, line) =
-            layout::slot(self.devices.len()).ok_or_else(|| MachineError::NoSlot { name: owned() })?;
-        let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| {
-            MachineError::Interrupt {
+        let (window, line) = layout::slot(self.devices.len())
+            .ok_or_else(|| MachineError::NoSlot { name: owned() })?;
+        let interrupt =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| MachineError::Interrupt {
                 name: owned(),
                 source,
-            }
-        })?;
+            })?;
         self.vm.register_interrupt(&interrupt, line)?;
         let told = owned();
         let wiring = Wiring {
@@ -217,10 +218,12 @@ impl Builder {
                 tracing::warn!(device = told, %error, "a device waits for a reset");
             }),
         };
-        let (transport, control) = MmioTransport::attach(name, device, wiring, prepare)
-            .map_err(|source| MachineError::Attach {
-                name: owned(),
-                source,
+        let (transport, control) =
+            MmioTransport::attach(name, device, wiring, prepare).map_err(|source| {
+                MachineError::Attach {
+                    name: owned(),
+                    source,
+                }
             })?;
         for doorbell in transport.doorbells() {
             let at = Doorbell {
@@ -266,7 +269,9 @@ impl Builder {
 
     fn make_vcpus(&self) -> Result<Vec<Vcpu>, HypervisorError> {
         let count = self.config.cpus;
-        (0..count).map(|id| self.vm.create_vcpu(id, count)).collect()
+        (0..count)
+            .map(|id| self.vm.create_vcpu(id, count))
+            .collect()
     }
 
     fn assemble(

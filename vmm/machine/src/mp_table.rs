@@ -74,11 +74,16 @@ fn build(cpus: u8) -> Vec<u8> {
 
 /// The byte that makes the sum zero.
 fn missing<'a>(bytes: impl Iterator<Item = &'a u8>) -> u8 {
-    bytes.fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
+    bytes
+        .fold(0u8, |sum, byte| sum.wrapping_add(*byte))
+        .wrapping_neg()
 }
 
 /// Writes the table for `cpus` processors.
-pub(crate) fn write(memory: &GuestMemory, cpus: u32) -> Result<(), isopod_memory::GuestMemoryError> {
+pub(crate) fn write(
+    memory: &GuestMemory,
+    cpus: u32,
+) -> Result<(), isopod_memory::GuestMemoryError> {
     // The machine has checked that there are no more than 64.
     let cpus = u8::try_from(cpus.min(layout::MAX_CPUS)).unwrap_or(1);
     memory.write_slice(&build(cpus), GuestAddress(layout::MP_TABLE))

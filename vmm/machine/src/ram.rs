@@ -85,7 +85,11 @@ mod tests {
             let written = memory.write_obj(1u64, GuestAddress(address));
             assert_eq!(written.is_ok(), there, "{address:#x}");
         }
-        assert!(memory.iter().all(|region| isopod_memory::file_of(region).is_some()));
+        assert!(
+            memory
+                .iter()
+                .all(|region| isopod_memory::file_of(region).is_some())
+        );
     }
 
     #[test]

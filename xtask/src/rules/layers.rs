@@ -28,6 +28,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("vmm/jail", &[]),
     (
+        "vmm/vmm",
+        &[
+            "vmm/machine",
+            "vmm/hypervisor",
+            "vmm/devices",
+            "vmm/memory",
+            "vmm/jail",
+            "vmm/config",
+        ],
+    ),
+    (
         "vmm/fs",
         &[
             "vmm/devices",

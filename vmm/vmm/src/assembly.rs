@@ -1,0 +1,149 @@
+//! Which devices a machine has, in which slots. The order is fixed: the guest's names for them follow
+//! from it.
+
+use std::{
+    fs::File,
+    io::Write,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+};
+
+use isopod_config::{CpuConfig, FsConfig, MemoryConfig, VsockConfig};
+use isopod_devices::{
+    pmem::{Pmem, PmemError},
+    rng::Rng,
+    vhost_user::{VhostUser, VhostUserConfig, VhostUserError},
+};
+use isopod_machine::{Builder, Host, Machine, MachineConfig, MachineError, Prepare};
+
+/// Descriptors of the vsock device's queues, as `isopod-fs` serves them.
+const VSOCK_QUEUE_SIZE: u16 = 256;
+
+/// Where the guest finds its root. `dax=always`: its files are used where the image is mapped.
+const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs ro";
+
+/// A machine could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssemblyError {
+    /// The machine itself.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The image's device.
+    #[error("the guest image: {0}")]
+    Image(#[from] PmemError),
+    /// A device that another process serves.
+    #[error("{device}: {source}")]
+    BackEnd {
+        /// Which.
+        device: &'static str,
+        /// Why.
+        source: VhostUserError,
+    },
+    /// A tag that no guest can mount.
+    #[error("fs.tag = {0:?}: 1 to 36 bytes")]
+    Tag(String),
+}
+
+/// A device that another process serves, at the end of a connection.
+pub struct Served<C> {
+    /// What it is.
+    pub config: C,
+    /// To the process.
+    pub connection: UnixStream,
+}
+
+/// All that a machine is made of: opened, because the jail comes before.
+pub struct Parts {
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// An uncompressed kernel.
+    pub kernel: File,
+    /// An EROFS image.
+    pub image: File,
+    /// Processors.
+    pub cpus: CpuConfig,
+    /// RAM.
+    pub memory: MemoryConfig,
+    /// What the host is.
+    pub host: Host,
+    /// The kernel's parameters, beside those of this machine.
+    pub parameters: Vec<String>,
+    /// The shared directory.
+    pub fs: Option<Served<FsConfig>>,
+    /// The channel to the agent.
+    pub vsock: Option<Served<VsockConfig>>,
+    /// What the kernel prints.
+    pub console: Box<dyn Write + Send>,
+}
+
+/// What the threads of a machine do first.
+pub struct Prepares {
+    /// Those of processors.
+    pub vcpu: Prepare,
+    /// Those of devices.
+    pub device: Prepare,
+}
+
+/// Puts a machine together, its guest about to take its first instruction. `on_end` is called when the
+/// guest runs no further.
+///
+/// # Errors
+/// See [`AssemblyError`].
+pub fn assemble(
+    parts: Parts,
+    prepares: &Prepares,
+    on_end: Box<dyn FnOnce() + Send>,
+) -> Result<Machine, AssemblyError> {
+    let Parts {
+        kvm,
+        mut kernel,
+        image,
+        cpus,
+        memory,
+        host,
+        parameters,
+        fs,
+        vsock,
+        console,
+    } = parts;
+    let config = MachineConfig {
+        online_cpus: cpus.boot,
+        cpus: cpus.max,
+        memory_mib: memory.size_mib,
+        huge_pages: memory.huge_pages,
+        host,
+    };
+    let mut builder = Builder::new(kvm, config)?;
+    let image = builder.show_file(&image)?;
+    let pmem = Pmem::new(image.start, image.bytes)?;
+    builder.attach("pmem-image", pmem, started(&prepares.device))?;
+    builder.attach("rng", Rng::default(), started(&prepares.device))?;
+    if let Some(Served { config, connection }) = fs {
+        let front =
+            VhostUserConfig::file_system(&config.tag, config.request_queues, config.queue_size)
+                .ok_or(AssemblyError::Tag(config.tag))?;
+        let fs = VhostUser::new(front, connection).map_err(back_end("fs"))?;
+        builder.attach("fs", fs, started(&prepares.device))?;
+    }
+    if let Some(Served { config, connection }) = vsock {
+        let front = VhostUserConfig::vsock(config.guest_cid, VSOCK_QUEUE_SIZE);
+        let vsock = VhostUser::new(front, connection).map_err(back_end("vsock"))?;
+        builder.attach("vsock", vsock, started(&prepares.device))?;
+    }
+    let parameters = format!("{ROOT} {}", parameters.join(" "));
+    Ok(builder.boot(&mut kernel, &parameters, console, &prepares.vcpu, on_end)?)
+}
+
+fn back_end(device: &'static str) -> impl FnOnce(VhostUserError) -> AssemblyError {
+    move |source| AssemblyError::BackEnd { device, source }
+}
+
+/// A device's thread without its filter would be a hole in the wall: the process ends.
+fn started(prepare: &Prepare) -> impl FnOnce() + Send + 'static {
+    let prepare = prepare.clone();
+    move || {
+        if let Err(error) = prepare() {
+            tracing::error!(%error, "confine a device's thread");
+            std::process::exit(1);
+        }
+    }
+}
