@@ -1,4 +1,4 @@
-//! The kernel's command line: what this machine is, then what the configuration says.
+//! The kernel's command line: what the configuration says, then what this machine is.
 
 use crate::layout;
 
@@ -57,7 +57,10 @@ pub(crate) fn compose(
     devices: usize,
     online: u32,
 ) -> Result<String, CommandLineError> {
-    let mut words: Vec<String> = ALWAYS.iter().map(|word| (*word).to_owned()).collect();
+    // What is given comes first: `quiet` keeps the early console short only if it comes before that
+    // console, and where a parameter is named twice, what the machine is counts.
+    let mut words = vec![given.to_owned()];
+    words.extend(ALWAYS.iter().map(|word| (*word).to_owned()));
     if host == Host::Emulated {
         words.extend(EMULATED.iter().map(|word| (*word).to_owned()));
     }
@@ -66,8 +69,6 @@ pub(crate) fn compose(
         let kib = layout::WINDOW / 1024;
         words.push(format!("virtio_mmio.device={kib}K@{window:#x}:{line}"));
     }
-    // The last word counts where a parameter is given twice.
-    words.push(given.to_owned());
     let line = words.join(" ");
     if line.len() >= layout::COMMAND_LINE_SIZE {
         return Err(CommandLineError::TooLong { length: line.len() });
@@ -85,9 +86,9 @@ mod tests {
     #[test]
     fn devices_are_told_with_window_and_line() {
         let line = compose("root=/dev/pmem0", Host::Hardware, 2, 1).unwrap();
+        assert!(line.starts_with("root=/dev/pmem0 reboot=t "));
         assert!(line.ends_with(
-            "maxcpus=1 virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 \
-             root=/dev/pmem0"
+            "maxcpus=1 virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
         ));
         assert!(!line.contains("syscall_by_fault"));
     }
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn an_emulated_host_is_told_of() {
         let line = compose("", Host::Emulated, 0, 2).unwrap();
-        assert!(line.contains(" syscall_by_fault ") && line.contains(" maxcpus=2"));
+        assert!(line.contains(" syscall_by_fault ") && line.ends_with(" maxcpus=2"));
         assert!(
             !line.contains("noxsave"),
             "user mode's registers must be saved"

@@ -18,8 +18,9 @@ use isopod_machine::{Builder, Host, Machine, MachineConfig, MachineError, Prepar
 /// Descriptors of the vsock device's queues, as `isopod-fs` serves them.
 const VSOCK_QUEUE_SIZE: u16 = 256;
 
-/// Where the guest finds its root. `dax=always`: its files are used where the image is mapped.
-const ROOT: &str = "root=/dev/pmem0 rootfstype=erofs ro";
+/// Where the guest finds its root. libnvdimm makes the disk on a thread that the kernel does not wait for
+/// unless it is told to.
+const ROOT: &str = "root=/dev/pmem0 rootwait rootfstype=erofs ro";
 
 /// A machine could not be put together.
 #[derive(Debug, thiserror::Error)]
