@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod mem;
+pub mod net;
 pub mod pmem;
 pub mod rate;
 pub mod rng;

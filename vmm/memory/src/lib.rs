@@ -11,6 +11,7 @@
 pub mod file;
 mod give_back;
 pub mod socket;
+pub mod tap;
 
 pub use give_back::{PAGE, give_back, give_back_range};
 

@@ -46,6 +46,11 @@ impl<'r> Rings<'r> {
         self.memory
     }
 
+    /// Both sides' features.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
     /// Whether a feature bit (a mask) was negotiated.
     pub fn negotiated(&self, feature: u64) -> bool {
         self.features & feature != 0
