@@ -4,6 +4,7 @@
 //! [`DriverQueue::offer_head`], [`DriverQueue::set_available_index`]). It panics on mistakes of the
 //! test itself. [`MmioDriver`] does the same behind a device's registers.
 
+mod direct;
 mod mmio;
 
 use std::sync::atomic::Ordering;
@@ -15,7 +16,10 @@ use virtio_queue::{
     desc::{RawDescriptor, split::Descriptor},
 };
 
-pub use self::mmio::{MmioDriver, PATIENCE};
+pub use self::{
+    direct::Direct,
+    mmio::{MmioDriver, PATIENCE},
+};
 
 /// Memory of an imaginary guest, handed out from the bottom.
 #[derive(Debug)]
@@ -33,6 +37,15 @@ impl GuestRam {
             memory: anonymous(&[(0, bytes as usize)]).expect("map memory for a test"),
             next: 0x1000,
             end: bytes,
+        }
+    }
+
+    /// Memory of another guest, below `end`.
+    pub fn over(memory: GuestMemory, end: u64) -> Self {
+        Self {
+            memory,
+            next: 0x1000,
+            end,
         }
     }
 
@@ -220,6 +233,24 @@ impl DriverQueue {
 
     /// The next answered chain, whose descriptors are then free again.
     pub fn take_used(&mut self) -> Option<Used> {
+        let (head, written) = self.next_used()?;
+        let head = u16::try_from(head).expect("a head that was offered");
+        self.free.append(&mut self.chains[usize::from(head)]);
+        Some(Used { head, written })
+    }
+
+    /// As [`take_used`](Self::take_used), for a driver that may have written into its own used ring: a
+    /// head that does not exist frees nothing.
+    pub fn take_plausible_used(&mut self) -> Option<u32> {
+        let (head, written) = self.next_used()?;
+        let head = usize::try_from(head).unwrap_or(usize::MAX);
+        if let Some(chain) = self.chains.get_mut(head) {
+            self.free.append(chain);
+        }
+        Some(written)
+    }
+
+    fn next_used(&mut self) -> Option<(u32, u32)> {
         if self.load(self.used_ring + 2) == self.seen {
             return None;
         }
@@ -231,12 +262,10 @@ impl DriverQueue {
                     .expect("the used ring"),
             )
         };
-        let head = u16::try_from(read(entry)).expect("a head that was offered");
-        let written = read(entry + 4);
+        let used = (read(entry), read(entry + 4));
         self.seen = self.seen.wrapping_add(1);
         self.set_used_event(self.seen);
-        self.free.append(&mut self.chains[usize::from(head)]);
-        Some(Used { head, written })
+        Some(used)
     }
 
     fn store(&self, address: u64, value: u16) {

@@ -199,8 +199,11 @@ impl Net {
         self.join(queues)
     }
 
-    /// As [`connect`](Self::connect), of anything that gives and takes packets with a header.
-    fn join(&mut self, queues: Vec<OwnedFd>) -> Result<(), NetError> {
+    /// As [`connect`](Self::connect), of anything that gives and takes packets with a header of 12 bytes.
+    ///
+    /// # Errors
+    /// When there are not as many queues as pairs, or one cannot take what the driver negotiated.
+    pub fn join(&mut self, queues: Vec<OwnedFd>) -> Result<(), NetError> {
         if queues.len() != usize::from(self.config.pairs) {
             return Err(NetError::Pairs(queues.len()));
         }
