@@ -1,9 +1,12 @@
 //! Standard input, output and error.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use isopod_tests::{Bed, Case, check_eq, image::sha256};
+use isopod_tests::{Bed, Case, Container, check_eq, image::sha256, process};
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -16,6 +19,8 @@ pub const CASES: &[Case] = &[
     Case::both("bytes_are_not_touched", bytes),
     Case::both("output_of_a_fast_exit_is_whole", fast_exit),
     Case::both("output_after_init_forked_away", grandchild),
+    Case::both("output_goes_to_a_file", file),
+    Case::both("a_logging_program_gets_the_output", logging_program).under_both_containerds(),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
@@ -129,5 +134,46 @@ fn grandchild(bed: &Bed) -> Result<()> {
         "took {:?}",
         began.elapsed()
     );
+    Ok(())
+}
+
+/// Runs a container whose output goes to `uri`, and deletes it.
+fn logged(bed: &Bed, uri: &str) -> Result<()> {
+    let run = bed.container().named("logged");
+    let flags = ["--detach", "--log-uri", uri];
+    let mut command = run.command(&flags, ["sh", "-c", "echo to-out; echo to-err >&2"])?;
+    process::run(&mut command, None, SOON)?.ok()?;
+    let container = Container::existing(bed, "logged");
+    container.becomes("STOPPED")?;
+    container.end()
+}
+
+fn file(bed: &Bed) -> Result<()> {
+    let log = bed.dir.join("output.log");
+    logged(bed, &format!("file://{}", log.display()))?;
+    let log = fs::read_to_string(log)?;
+    let mut lines: Vec<&str> = log.lines().collect();
+    lines.sort_unstable();
+    check_eq!(lines, ["to-err", "to-out"]);
+    Ok(())
+}
+
+fn logging_program(bed: &Bed) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let (program, dir) = (bed.dir.join("logger"), bed.dir.join("logged"));
+    fs::create_dir(&dir)?;
+    // Ready once it has closed 5; $1 is the key, $2 its value.
+    let script = "#!/bin/sh\nexec 5>&-; cd $2; echo $CONTAINER_NAMESPACE $CONTAINER_ID > who; \
+        cat <&4 > err & cat <&3 > out; wait\n";
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    logged(
+        bed,
+        &format!("binary://{}?dir={}", program.display(), dir.display()),
+    )?;
+    check_eq!(fs::read_to_string(dir.join("out"))?, "to-out\n");
+    check_eq!(fs::read_to_string(dir.join("err"))?, "to-err\n");
+    let who = fs::read_to_string(dir.join("who"))?;
+    check_eq!(who, format!("{} logged\n", bed.namespace));
     Ok(())
 }

@@ -22,7 +22,7 @@ use tokio::{
 use super::{Container, Presence, Process, Slot, Table, Tasks, detached, joined, lock};
 use crate::{
     bundle::ServerRecord,
-    io::{Opened, Paths},
+    io::{Logged, Opened, Paths},
     pod::{Answer, Launch, Pod},
 };
 
@@ -142,7 +142,8 @@ impl<L: Launch> Tasks<L> {
         let config = request.bundle.join("config.json");
         let spec = Spec::load(&config)
             .map_err(|e| Error::InvalidArgument(format!("{}: {e}", config.display())))?;
-        let opened = open(&request.paths)?;
+        let opened = Opened::open(&request.paths, self.logged(&id)).await;
+        let opened = opened.map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let pod = self
             .pod
             .get_or_try_init(|| self.launch(&request, &spec))
@@ -244,6 +245,13 @@ impl<L: Launch> Tasks<L> {
         }
     }
 
+    fn logged<'a>(&'a self, container: &'a str) -> Logged<'a> {
+        Logged {
+            namespace: &self.namespace,
+            container,
+        }
+    }
+
     /// Registers an exec.
     pub async fn exec(self: &Arc<Self>, request: Exec) -> Answer<()> {
         let container = self.container(&request.id.container)?;
@@ -256,8 +264,8 @@ impl<L: Launch> Tasks<L> {
         detached(async move {
             let id = request.id.clone();
             let reservation = Reservation::new(&container.execs, &id.exec);
-            let opened = Opened::open_outputs(&request.paths)
-                .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+            let opened = Opened::open_outputs(&request.paths, this.logged(&id.container)).await;
+            let opened = opened.map_err(|error| Error::InvalidArgument(error.to_string()))?;
             let asked = ExecRequest {
                 process: request.process,
                 stdio: request.paths.request(),
@@ -286,8 +294,4 @@ fn record<P: Pod>(pod: &P, bundle: &Path) -> Answer<()> {
         record.write(bundle)
     });
     server.map_err(|error| Error::Failed(format!("recording in {}: {error}", bundle.display())))
-}
-
-fn open(paths: &Paths) -> Answer<Opened> {
-    Opened::open(paths).map_err(|error| Error::InvalidArgument(error.to_string()))
 }

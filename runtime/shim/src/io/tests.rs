@@ -8,6 +8,11 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 
 use super::*;
 
+const LOGGED: Logged<'static> = Logged {
+    namespace: "k8s.io",
+    container: "c1",
+};
+
 struct Fixture {
     directory: tempfile::TempDir,
     paths: Paths,
@@ -64,7 +69,10 @@ fn targets() {
         ("/run/x", Ok(Target::Path(Path::new("/run/x")))),
         ("fifo:///run/x", Ok(Target::Path(Path::new("/run/x")))),
         ("file:///var/x", Ok(Target::File(Path::new("/var/x")))),
-        ("binary:///bin/log?id=1", Err("logging programs")),
+        (
+            "binary:///bin/log?id=1",
+            Ok(Target::Program("binary:///bin/log?id=1")),
+        ),
         ("ttrpc+unix:///x", Err("not known")),
     ] {
         match (Target::parse(text), expected) {
@@ -91,7 +99,9 @@ fn a_terminal_has_no_stderr() {
 async fn output_arrives_whole_and_apart() {
     let fixture = fixture();
     let (stdio, [_stdin, mut stdout, mut stderr]) = sockets();
-    let opened = Opened::open(&fixture.paths).expect("opens without a client");
+    let opened = Opened::open(&fixture.paths, LOGGED)
+        .await
+        .expect("opens without a client");
     let copies = opened.connect(stdio);
     let (out, err) = (client(&fixture.paths.stdout), client(&fixture.paths.stderr));
     let data: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
@@ -107,7 +117,7 @@ async fn output_arrives_whole_and_apart() {
 async fn input_ends_after_close_io_and_the_last_writer() {
     let fixture = fixture();
     let (stdio, [mut stdin, _stdout, _stderr]) = sockets();
-    let opened = Opened::open(&fixture.paths).expect("opens");
+    let opened = Opened::open(&fixture.paths, LOGGED).await.expect("opens");
     let mut copies = opened.connect(stdio);
     let mut writer = File::options()
         .write(true)
@@ -136,7 +146,9 @@ async fn input_ends_after_close_io_and_the_last_writer() {
 async fn an_execs_input_has_no_reader_before_its_start() {
     let fixture = fixture();
     let (stdio, [mut stdin, _stdout, _stderr]) = sockets();
-    let opened = Opened::open_outputs(&fixture.paths).expect("opens");
+    let opened = Opened::open_outputs(&fixture.paths, LOGGED)
+        .await
+        .expect("opens");
     let mut copies = opened.connect(stdio);
     // A client's end of file must not be over before it could say that it closes the input.
     let early = pipe::OpenOptions::new().open_sender(&fixture.paths.stdin);
@@ -158,7 +170,10 @@ async fn an_execs_input_has_no_reader_before_its_start() {
 async fn a_reader_that_comes_back_misses_nothing() {
     let fixture = fixture();
     let (stdio, [_stdin, mut stdout, _stderr]) = sockets();
-    let _copies = Opened::open(&fixture.paths).expect("opens").connect(stdio);
+    let _copies = Opened::open(&fixture.paths, LOGGED)
+        .await
+        .expect("opens")
+        .connect(stdio);
     stdout.write_all(b"before").await.expect("writes");
     time::sleep(Duration::from_millis(50)).await;
     let mut first = File::open(&fixture.paths.stdout).expect("opens");
@@ -176,7 +191,10 @@ async fn a_reader_that_comes_back_misses_nothing() {
 async fn draining_gives_up_on_a_stuck_reader() {
     let fixture = fixture();
     let (stdio, [_stdin, mut stdout, stderr]) = sockets();
-    let copies = Opened::open(&fixture.paths).expect("opens").connect(stdio);
+    let copies = Opened::open(&fixture.paths, LOGGED)
+        .await
+        .expect("opens")
+        .connect(stdio);
     drop(stderr);
     let much = vec![b'x'; 4 << 20];
     let filled = time::timeout(Duration::from_millis(200), stdout.write_all(&much));
@@ -196,7 +214,10 @@ async fn a_file_is_appended_to_and_made() {
     };
     for _ in 0..2 {
         let (stdio, [_stdin, mut stdout, _stderr]) = sockets();
-        let copies = Opened::open(&paths).expect("opens").connect(stdio);
+        let copies = Opened::open(&paths, LOGGED)
+            .await
+            .expect("opens")
+            .connect(stdio);
         stdout.write_all(b"line\n").await.expect("writes");
         drop(stdout);
         copies.drain(Duration::from_secs(10)).await;
@@ -210,6 +231,86 @@ async fn what_is_missing_is_an_error() {
         stdout: "/nonexistent/out".into(),
         ..Paths::default()
     };
-    let error = Opened::open(&paths).err().map(|error| error.to_string());
+    let error = Opened::open(&paths, LOGGED)
+        .await
+        .err()
+        .map(|error| error.to_string());
     assert!(error.is_some_and(|text| text.contains("/nonexistent/out")));
+}
+
+/// A shell script as a logging program.
+fn logger(script: &str) -> String {
+    let script: String =
+        percent_encoding::utf8_percent_encode(script, percent_encoding::NON_ALPHANUMERIC).collect();
+    format!("binary:///bin/sh?-c={script}")
+}
+
+#[tokio::test]
+async fn a_logging_program_gets_both_outputs_and_knows_whose() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let dir = directory.path().display();
+    let script = format!(
+        "cd {dir}; exec 5>&-; echo $CONTAINER_NAMESPACE/$CONTAINER_ID > who; \
+         cat <&4 > err & cat <&3 > out; wait"
+    );
+    let uri = logger(&script);
+    let paths = Paths {
+        stdout: uri.clone(),
+        stderr: uri,
+        ..Paths::default()
+    };
+    let (stdio, [_stdin, mut stdout, mut stderr]) = sockets();
+    let copies = Opened::open(&paths, LOGGED)
+        .await
+        .expect("opens")
+        .connect(stdio);
+    let data: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+    stdout.write_all(&data).await.expect("writes");
+    stderr.write_all(b"oops").await.expect("writes");
+    drop((stdout, stderr));
+    // Returns when the program has ended, so all is written.
+    copies.drain(Duration::from_secs(10)).await;
+    let read = |name: &str| std::fs::read(directory.path().join(name)).expect("reads");
+    assert_eq!(read("out"), data);
+    assert_eq!(read("err"), b"oops");
+    assert_eq!(read("who"), b"k8s.io/c1\n");
+}
+
+#[tokio::test]
+async fn a_logging_program_that_dies_does_not_hold_the_process() {
+    let paths = Paths {
+        stdout: logger("exit 1"),
+        ..Paths::default()
+    };
+    let (stdio, [_stdin, mut stdout, _stderr]) = sockets();
+    let copies = Opened::open(&paths, LOGGED)
+        .await
+        .expect("opens")
+        .connect(stdio);
+    let much = vec![b'x'; 4 << 20];
+    let written = stdout.write_all(&much);
+    let written = time::timeout(Duration::from_secs(30), written).await;
+    written.expect("nobody holds it").expect("writes");
+    drop(stdout);
+    copies.drain(Duration::from_secs(10)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logging_program_that_is_never_ready_is_an_error() {
+    let paths = Paths {
+        stdout: logger("exec sleep 1000"),
+        ..Paths::default()
+    };
+    let error = Opened::open(&paths, LOGGED).await.err().expect("an error");
+    assert!(error.to_string().contains("not ready"), "{error}");
+}
+
+#[tokio::test]
+async fn standard_error_alone_has_no_logging_program() {
+    let paths = Paths {
+        stderr: logger("exit 0"),
+        ..Paths::default()
+    };
+    let error = Opened::open(&paths, LOGGED).await.err().expect("an error");
+    assert!(error.to_string().contains("reads both outputs"), "{error}");
 }

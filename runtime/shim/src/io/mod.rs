@@ -4,9 +4,12 @@
 //! client --> stdin fifo --copy--> socket       ends when every writer closed the fifo; the shim holds
 //!                                              one end itself until CloseIO
 //! client <-- stdout fifo <--copy-- socket      ends when the container's last writer closed
+//! logger <-- stdout pipe <--copy-- socket      the same, for `binary://` (logger.rs)
 //! ```
 //! Output fifos are opened for reading and writing: containerd may go and come back without the
 //! container seeing a broken pipe, as with the runc shim.
+
+mod logger;
 
 use std::{
     fs::OpenOptions,
@@ -25,9 +28,13 @@ use isopod_sandbox::{Stdio, StdioRequest};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{UnixStream, unix::pipe},
+    process::Child,
     task::JoinHandle,
     time,
 };
+
+pub use self::logger::Logged;
+use self::logger::Logger;
 
 /// One copy's buffer; a fifo holds 64 KiB.
 const BUFFER: usize = 32 << 10;
@@ -35,11 +42,19 @@ const BUFFER: usize = 32 << 10;
 /// Why a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// `binary://`: a logging program that the shim would have to run.
-    #[error("{0}: logging programs are not supported; use a fifo or file://")]
-    LoggingProgram(String),
+    /// `binary://` does not name a program that logs.
+    #[error("{uri}: {why}; a logging program is given as binary:///path/of/program?key=value")]
+    Logger {
+        /// What was given.
+        uri: String,
+        /// Why not.
+        why: String,
+    },
+    /// Standard error alone has a logging program.
+    #[error("{0}: a logging program reads both outputs: give it for standard output too")]
+    OneLogger(String),
     /// Any other scheme.
-    #[error("{0}: the scheme of this stream is not known; use a fifo or file://")]
+    #[error("{0}: the scheme of this stream is not known; use a fifo, file:// or binary://")]
     Scheme(String),
     /// `file://` for standard input.
     #[error("{0}: standard input must be a fifo")]
@@ -84,6 +99,7 @@ impl Paths {
 enum Target<'a> {
     Path(&'a Path),
     File(&'a Path),
+    Program(&'a str),
 }
 
 impl<'a> Target<'a> {
@@ -92,7 +108,7 @@ impl<'a> Target<'a> {
             None => Ok(Self::Path(Path::new(text))),
             Some(("fifo", path)) => Ok(Self::Path(Path::new(path))),
             Some(("file", path)) => Ok(Self::File(Path::new(path))),
-            Some(("binary", _)) => Err(Error::LoggingProgram(text.to_owned())),
+            Some(("binary", _)) => Ok(Self::Program(text)),
             Some(_) => Err(Error::Scheme(text.to_owned())),
         }
     }
@@ -107,34 +123,49 @@ struct Input {
 }
 
 /// containerd's ends, open and not yet connected.
+#[derive(Default)]
 pub struct Opened {
     stdin: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    logger: Option<Child>,
 }
 
 impl Opened {
-    /// Opens every stream that `paths` names. Waits for nobody.
-    pub fn open(paths: &Paths) -> Result<Self, Error> {
-        let wanted = paths.request();
-        Ok(Self {
-            stdin: wanted.stdin.then(|| input(&paths.stdin)).transpose()?,
-            stdout: wanted.stdout.then(|| output(&paths.stdout)).transpose()?,
-            stderr: wanted.stderr.then(|| output(&paths.stderr)).transpose()?,
-        })
+    /// Opens every stream that `paths` names. Waits for nobody but a logging program.
+    pub async fn open(paths: &Paths, logged: Logged<'_>) -> Result<Self, Error> {
+        let stdin = paths.request().stdin;
+        let stdin = stdin.then(|| input(&paths.stdin)).transpose()?;
+        let outputs = Self::open_outputs(paths, logged).await?;
+        Ok(Self { stdin, ..outputs })
     }
 
     /// Opens every output; the input waits for [`Copies::begin_input`]. For an exec, whose client may
     /// say that its input has ended only after the exec is known: until its start nobody reads.
-    pub fn open_outputs(paths: &Paths) -> Result<Self, Error> {
-        let mut outputs = paths.clone();
-        outputs.stdin.clear();
-        Self::open(&outputs)
+    pub async fn open_outputs(paths: &Paths, logged: Logged<'_>) -> Result<Self, Error> {
+        let wanted = paths.request();
+        if wanted.stdout
+            && let Target::Program(uri) = Target::parse(&paths.stdout)?
+        {
+            let logger = Logger::start(uri, logged).await?;
+            return Ok(Self {
+                stdout: Some(Box::pin(logger.stdout)),
+                stderr: wanted.stderr.then(|| Box::pin(logger.stderr) as Output),
+                logger: Some(logger.program),
+                stdin: None,
+            });
+        }
+        Ok(Self {
+            stdout: wanted.stdout.then(|| output(&paths.stdout)).transpose()?,
+            stderr: wanted.stderr.then(|| output(&paths.stderr)).transpose()?,
+            ..Self::default()
+        })
     }
 
     /// Copies from now on between these and the sandbox's ends.
     pub fn connect(self, stdio: Stdio) -> Copies {
         let mut copies = Copies::default();
+        copies.logger = self.logger;
         for (from, to) in [(stdio.stdout, self.stdout), (stdio.stderr, self.stderr)] {
             if let (Some(from), Some(to)) = (from, to) {
                 let copied = copies.copied.clone();
@@ -168,7 +199,12 @@ fn input(text: &str) -> Result<Input, Error> {
 }
 
 fn output(text: &str) -> Result<Output, Error> {
-    let (Target::Path(path) | Target::File(path)) = Target::parse(text)?;
+    let (path, new) = match Target::parse(text)? {
+        Target::Path(path) => (path, false),
+        // A path without a scheme was made by containerd; only file:// may be new.
+        Target::File(path) => (path, true),
+        Target::Program(uri) => return Err(Error::OneLogger(uri.to_owned())),
+    };
     let failed = |source| Error::Open {
         path: path.to_owned(),
         source,
@@ -185,8 +221,7 @@ fn output(text: &str) -> Result<Output, Error> {
     }
     let file = OpenOptions::new()
         .append(true)
-        // A path without a scheme was made by containerd; only file:// may be new.
-        .create(matches!(Target::parse(text)?, Target::File(_)))
+        .create(new)
         .mode(0o644)
         .open(path)
         .map_err(failed)?;
@@ -205,6 +240,8 @@ pub struct Copies {
     input_closed: bool,
     /// Output bytes so far: tells slow from stuck.
     copied: Arc<AtomicU64>,
+    /// Reads the outputs. Killed if it is dropped before it was waited for.
+    logger: Option<Child>,
 }
 
 impl Copies {
@@ -253,6 +290,10 @@ impl Copies {
                 }
                 before = now;
             }
+        }
+        // The pipes are closed: it has all that there is.
+        if let Some(logger) = self.logger.take() {
+            logger::end(logger).await;
         }
     }
 }
@@ -303,5 +344,4 @@ async fn read<'a, R: AsyncRead + Unpin>(from: &mut R, buffer: &'a mut [u8]) -> O
 pub type SharedCopies = Mutex<Option<Copies>>;
 
 #[cfg(test)]
-#[path = "io_tests.rs"]
 mod tests;
