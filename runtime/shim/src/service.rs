@@ -218,7 +218,7 @@ impl<L: Launch> Task for TaskService<L> {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
         let files = self.tasks.stats(&request.id).await.map_err(rpc_error)?;
         Ok(StatsResponse {
-            stats: Some(stats::pack(&files)?).into(),
+            stats: Some(stats::pack(stats::Version::of_host(), &files)?).into(),
             ..StatsResponse::default()
         })
     }

@@ -1,35 +1,17 @@
-//! A container's cgroup v2 files as containerd's `io.containerd.cgroups.v2.Metrics`.
-//!
-//! The guest is the pod's own: its numbers are shown, never trusted. What cannot be read is 0.
+//! `io.containerd.cgroups.v2.Metrics`: the files as they are.
 
-use containerd_shim_protos::{
-    cgroups_v2::metrics::{CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat},
-    protobuf::{Message, well_known_types::any::Any},
-    ttrpc::{self, Code},
+use containerd_shim_protos::cgroups_v2::metrics::{
+    CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
 use isopod_sandbox::Stats;
 
-use crate::convert;
+use super::files::{device_lines, key, limit, number};
 
 /// containerd's name for the message; `ctr task metrics` decodes by it.
-const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
-/// Block devices in one answer: a guest cannot make it larger than a ttrpc message.
-const MAX_DEVICES: usize = 1024;
-
-/// The metrics, packed as Stats answers them.
-pub fn pack(files: &Stats) -> ttrpc::Result<Any> {
-    let value = metrics(files).write_to_bytes().map_err(|error| {
-        convert::status_error(Code::INTERNAL, format!("encoding metrics: {error}"))
-    })?;
-    Ok(Any {
-        type_url: TYPE.to_owned(),
-        value,
-        ..Any::default()
-    })
-}
+pub const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// The metrics (kernel, Documentation/admin-guide/cgroup-v2.rst names the files and keys).
-fn metrics(files: &Stats) -> Metrics {
+pub fn metrics(files: &Stats) -> Metrics {
     let file = |name: &str| files.get(name).map_or("", String::as_str);
     Metrics {
         pids: Some(PidsStat {
@@ -133,62 +115,25 @@ fn memory_events(text: &str) -> MemoryEvents {
     }
 }
 
-/// Lines like `254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
 fn io(text: &str) -> IOStat {
-    let entries = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let (major, minor) = words.next()?.split_once(':')?;
-        let mut entry = IOEntry {
-            major: major.parse().ok()?,
-            minor: minor.parse().ok()?,
-            ..IOEntry::default()
-        };
-        for (name, value) in words.filter_map(|word| word.split_once('=')) {
-            match name {
-                "rbytes" => entry.rbytes = number(value),
-                "wbytes" => entry.wbytes = number(value),
-                "rios" => entry.rios = number(value),
-                "wios" => entry.wios = number(value),
-                _ => {}
-            }
-        }
-        Some(entry)
+    let entries = device_lines(text).map(|line| IOEntry {
+        major: line.major,
+        minor: line.minor,
+        rbytes: line.read_bytes,
+        wbytes: line.written_bytes,
+        rios: line.reads,
+        wios: line.writes,
+        ..IOEntry::default()
     });
     IOStat {
-        usage: entries.take(MAX_DEVICES).collect(),
+        usage: entries.collect(),
         ..IOStat::default()
-    }
-}
-
-/// The value of `name` in a flat keyed file.
-fn key(text: &str, name: &str) -> u64 {
-    let value = text.lines().find_map(|line| {
-        let (key, value) = line.split_once(' ')?;
-        (key == name).then_some(value)
-    });
-    value.map_or(0, number)
-}
-
-fn number(text: &str) -> u64 {
-    text.trim().parse().unwrap_or(0)
-}
-
-/// No limit is the largest number: containerd/cgroups does the same.
-fn limit(text: &str) -> u64 {
-    match text.trim() {
-        "max" => u64::MAX,
-        text => number(text),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn files(pairs: &[(&str, &str)]) -> Stats {
-        let own = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
-        pairs.iter().map(own).collect()
-    }
+    use super::{super::testing::files, *};
 
     #[test]
     fn files_become_metrics() {
@@ -228,22 +173,5 @@ mod tests {
             .map(|e| (e.major, e.minor, e.wios))
             .collect();
         assert_eq!(devices, [(254, 16, 4), (0, 1, 0)]);
-    }
-
-    #[test]
-    fn packed_under_containerds_name() {
-        let any = pack(&files(&[("pids.current", "3")])).expect("encodes");
-        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
-        let metrics = Metrics::parse_from_bytes(&any.value).expect("decodes");
-        assert_eq!(metrics.pids.current, 3);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_text_panics(text: String) {
-            for name in ["cpu.stat", "memory.stat", "memory.max", "io.stat", "pids.max"] {
-                let _ = metrics(&files(&[(name, &text)]));
-            }
-        }
     }
 }
