@@ -28,7 +28,7 @@ export ISOPOD_ENGINE  := $(ENGINE)
 .PHONY: help deps build host agent kernel image guest newer-containerd demo test lint bench install clean
 
 help:
-	@echo 'make demo [ENGINE=auto|qemu]   run an OCI image in a virtual machine of its own, with private containerd'
+	@echo 'make demo [ENGINE=auto|kvm|qemu]   run an OCI image in a virtual machine of its own, with private containerd'
 	@echo 'make test [TESTS=name]         every test, or the end-to-end tests whose names contain TESTS'
 	@echo 'make build                     host binaries, guest kernel, guest image'
 	@echo 'make install [DESTDIR=] [PREFIX=/usr/local]'
@@ -94,7 +94,7 @@ lint:
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/isopod $(DESTDIR)$(PREFIX)/share/isopod $(DESTDIR)/etc/isopod
 	install -m 755 $(BIN_DIR)/containerd-shim-isopod-v2 $(BIN_DIR)/isopod $(DESTDIR)$(PREFIX)/bin/
-	install -m 755 $(BIN_DIR)/isopod-fs $(BIN_DIR)/isopod-jail $(DESTDIR)$(PREFIX)/libexec/isopod/
+	install -m 755 $(BIN_DIR)/isopod-fs $(BIN_DIR)/isopod-vmm $(BIN_DIR)/isopod-jail $(DESTDIR)$(PREFIX)/libexec/isopod/
 	install -m 644 $(GUEST_DIR)/vmlinux $(GUEST_DIR)/guest.erofs $(DESTDIR)$(PREFIX)/share/isopod/
 	[ -e $(DESTDIR)/etc/isopod/isopod.toml ] || sed 's|/usr/local/|$(PREFIX)/|g' runtime/settings/isopod.toml > $(DESTDIR)/etc/isopod/isopod.toml
 

@@ -93,7 +93,7 @@ impl Machine {
                 .find(|name| self.program(name).is_none())
                 .map(|name| format!("needs {name} in PATH"))
             }
-            Need::Isopod => [SHIM, "isopod-fs", "isopod-jail"]
+            Need::Isopod => [SHIM, "isopod-fs", "isopod-vmm", "isopod-jail"]
                 .map(|name| self.bin_dir.join(name))
                 .into_iter()
                 .chain([self.kernel.clone(), self.image.clone()])

@@ -17,7 +17,13 @@ impl Settings {
         settings.path("kernel", &machine.kernel);
         settings.path("image", &machine.image);
         settings.path("file_server", &machine.bin_dir.join("isopod-fs"));
+        settings.path("monitor", &machine.bin_dir.join("isopod-vmm"));
         settings.path("jail", &machine.bin_dir.join("isopod-jail"));
+        if machine.engine == "kvm" {
+            // Where supervisor mode is interpreted, a boot is tens of seconds of a processor's work.
+            settings.set("timeouts", "boot", 900);
+            settings.set("timeouts", "request", 300);
+        }
         if let Some(qemu) = machine.program("qemu-system-x86_64") {
             settings.path("qemu", &qemu);
         }

@@ -71,6 +71,7 @@ pub fn machine(config: Option<&Path>) -> Machine {
         kernel: preflight::kernel(&paths.kernel),
         image: preflight::image(&paths.image),
         file_server: program(paths.file_server),
+        monitor: program(paths.monitor),
         jail: program(paths.jail),
         containerd: in_path("containerd", &search),
         shim: in_path("containerd-shim-isopod-v2", &search),

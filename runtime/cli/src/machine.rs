@@ -33,6 +33,8 @@ pub struct Machine {
     pub image: Result<(), String>,
     /// isopod-fs.
     pub file_server: Program,
+    /// isopod-vmm.
+    pub monitor: Program,
     /// isopod-jail.
     pub jail: Program,
     /// containerd.

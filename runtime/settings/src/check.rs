@@ -52,6 +52,7 @@ pub(crate) fn check(settings: &Settings) -> Result<(), Violation> {
     absolute("kernel", &paths.kernel)?;
     absolute("image", &paths.image)?;
     absolute("file_server", &paths.file_server)?;
+    absolute("monitor", &paths.monitor)?;
     absolute("jail", &paths.jail)?;
     absolute("qemu", &paths.qemu)?;
     absolute("state", &paths.state)?;

@@ -7,6 +7,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("paths", "kernel"),
     ("paths", "image"),
     ("paths", "file_server"),
+    ("paths", "monitor"),
     ("paths", "jail"),
     ("paths", "qemu"),
     ("paths", "state"),

@@ -84,6 +84,8 @@ pub struct Paths {
     pub image: PathBuf,
     /// `isopod-fs`.
     pub file_server: PathBuf,
+    /// `isopod-vmm`.
+    pub monitor: PathBuf,
     /// `isopod-jail`.
     pub jail: PathBuf,
     /// QEMU's system emulator.
@@ -98,6 +100,7 @@ impl Default for Paths {
             kernel: "/usr/local/share/isopod/vmlinux".into(),
             image: "/usr/local/share/isopod/guest.erofs".into(),
             file_server: "/usr/local/libexec/isopod/isopod-fs".into(),
+            monitor: "/usr/local/libexec/isopod/isopod-vmm".into(),
             jail: "/usr/local/libexec/isopod/isopod-jail".into(),
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             state: "/run/isopod".into(),

@@ -42,8 +42,8 @@ const ALWAYS: &[&str] = &[
 const EMULATED: &[&str] = &[
     // Patch 1: SYSCALL arrives as a page fault.
     "syscall_by_fault",
-    // What the host's emulator lacks and the kernel can do without.
-    "clearcpuid=smap,popcnt,cx16,fsgsbase",
+    // What the host's emulator lacks and the kernel can do without. (The last two: checksums.)
+    "clearcpuid=smap,popcnt,cx16,fsgsbase,sse4_2,pclmulqdq",
     // The kernel's branches are not the processor's: nothing of it is executed speculatively.
     "mitigations=off",
     // Until PID 1 runs nobody is disturbed by expedited grace periods.

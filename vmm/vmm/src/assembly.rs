@@ -9,7 +9,7 @@ use std::{
 
 use isopod_config::{CpuConfig, FsConfig, MemoryConfig, VsockConfig};
 use isopod_devices::{
-    pmem::{Pmem, PmemError},
+    blk::{Blk, BlkConfig, BlkError, Disk, DiskError},
     rng::Rng,
     vhost_user::{VhostUser, VhostUserConfig, VhostUserError},
 };
@@ -18,9 +18,10 @@ use isopod_machine::{Builder, Host, Machine, MachineConfig, MachineError, Prepar
 /// Descriptors of the vsock device's queues, as `isopod-fs` serves them.
 const VSOCK_QUEUE_SIZE: u16 = 256;
 
-/// Where the guest finds its root. libnvdimm makes the disk on a thread that the kernel does not wait for
-/// unless it is told to.
-const ROOT: &str = "root=/dev/pmem0 rootwait rootfstype=erofs ro";
+/// Where the guest finds its root: the first disk. Not yet on pmem, where all guests would share the
+/// host's pages: without `CONFIG_NVDIMM_PFN` (which selects `ND_CLAIM`) the guest's libnvdimm refuses
+/// every namespace with ENXIO.
+const ROOT: &str = "root=/dev/vda rootfstype=erofs ro";
 
 /// A machine could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,10 @@ pub enum AssemblyError {
     Machine(#[from] MachineError),
     /// The image's device.
     #[error("the guest image: {0}")]
-    Image(#[from] PmemError),
+    Image(#[from] BlkError),
+    /// The image itself.
+    #[error("the guest image: {0}")]
+    Disk(#[from] DiskError),
     /// A device that another process serves.
     #[error("{device}: {source}")]
     BackEnd {
@@ -114,9 +118,13 @@ pub fn assemble(
         host,
     };
     let mut builder = Builder::new(kvm, config)?;
-    let image = builder.show_file(&image)?;
-    let pmem = Pmem::new(image.start, image.bytes)?;
-    builder.attach("pmem-image", pmem, started(&prepares.device))?;
+    let mut root = Blk::new(BlkConfig {
+        serial: "root".to_owned(),
+        read_only: true,
+        ..BlkConfig::default()
+    })?;
+    root.insert(Disk::new(image)?)?;
+    builder.attach("blk-root", root, started(&prepares.device))?;
     builder.attach("rng", Rng::default(), started(&prepares.device))?;
     if let Some(Served { config, connection }) = fs {
         let front =

@@ -48,6 +48,17 @@ pub struct Run {
     parameters: Vec<String>,
 }
 
+/// Prints what this machine's KVM is.
+pub fn probe() -> anyhow::Result<()> {
+    let found = Hypervisor::probe().context("this machine's KVM")?;
+    let json = serde_json::json!({
+        "emulated_supervisor": found.supervisor == Supervisor::Emulated,
+        "instructions_per_second": found.instructions_per_second,
+    });
+    println!("{json}");
+    Ok(())
+}
+
 /// Boots and waits for the end.
 pub fn run(run: Run) -> anyhow::Result<()> {
     let begin = Instant::now();

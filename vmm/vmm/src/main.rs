@@ -7,27 +7,41 @@
 
 mod assembly;
 mod by_hand;
+mod control;
+mod filter;
+mod log;
+mod process;
+mod walls;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 /// Runs one virtual machine on KVM.
+///
+/// Without a command it is one process of a pod, started by the sandbox and not by hand: it reads a
+/// MonitorConfig as JSON from standard input until end of file, takes the descriptors named there,
+/// enters its jail and serves its control socket. It ends with 0 when the guest resets, the owner shuts it
+/// down or is gone, with 1 on an error.
 #[derive(Parser)]
 #[command(name = "isopod-vmm", version, about)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
     Run(by_hand::Run),
+    /// Measure who runs a guest's kernel on this machine; prints JSON.
+    Probe,
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Command::Run(run) => {
+        None => process::run(),
+        Some(Command::Probe) => by_hand::probe(),
+        Some(Command::Run(run)) => {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
                 .init();

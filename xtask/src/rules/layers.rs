@@ -7,7 +7,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime/settings", &[]),
     (
         "runtime/sandbox",
-        &["vmm/config", "agent/protocol", "runtime/settings"],
+        &[
+            "vmm/config",
+            "vmm/control",
+            "agent/protocol",
+            "runtime/settings",
+        ],
     ),
     ("runtime/shim", &["runtime/sandbox", "runtime/settings"]),
     (
@@ -36,8 +41,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "vmm/memory",
             "vmm/jail",
             "vmm/config",
+            "vmm/control",
         ],
     ),
+    ("vmm/control", &[]),
     (
         "vmm/fs",
         &[

@@ -34,6 +34,7 @@ pub fn judge(machine: &Machine) -> Report {
         }),
         artifact("guest image", machine, &machine.image, |s| &s.paths.image),
         program("isopod-fs", &machine.file_server, INSTALL),
+        program("isopod-vmm", &machine.monitor, INSTALL),
         program("isopod-jail", &machine.jail, INSTALL),
         containerd(machine),
         shim(machine),

@@ -28,6 +28,7 @@ fn good() -> Machine {
         kernel: Ok(()),
         image: Ok(()),
         file_server: program("/l/isopod-fs", "isopod-fs 0.1.0"),
+        monitor: program("/l/isopod-vmm", "isopod-vmm 0.1.0"),
         jail: program("/l/isopod-jail", "isopod-jail 0.1.0"),
         containerd: program("/usr/bin/containerd", "containerd github.com/c/c 1.6.20 x"),
         shim: program("/b/containerd-shim-isopod-v2", env!("CARGO_PKG_VERSION")),

@@ -2,7 +2,11 @@
 
 use isopod_settings::{EngineChoice, Settings};
 
-use super::{Engine, EngineError, qemu::Qemu};
+use super::{
+    Engine, EngineError,
+    kvm::{Found, Kvm, find},
+    qemu::Qemu,
+};
 
 /// An engine and the reason for it.
 pub(crate) struct Choice {
@@ -10,22 +14,51 @@ pub(crate) struct Choice {
     pub why: String,
 }
 
-/// Takes the configured engine; `auto` takes the first that can work here.
+/// Takes the configured engine; `auto` takes the first that can work well here.
 pub(crate) fn choose(settings: &Settings) -> Result<Choice, EngineError> {
-    let qemu = |why: &str| Choice {
-        engine: Box::new(Qemu),
-        why: why.to_owned(),
-    };
     match settings.engine {
-        EngineChoice::Qemu => Ok(qemu("the configuration says so")),
-        EngineChoice::Kvm => Err(EngineError::Unavailable {
-            name: "kvm",
-            why: "this build has no machine monitor of its own yet; set engine = \"qemu\" or \"auto\"",
-        }),
-        // The kvm engine comes first here once it is built, where the CPU virtualizes.
-        EngineChoice::Auto => Ok(qemu(
-            "auto: this build has no machine monitor of its own yet",
+        EngineChoice::Qemu => Ok(qemu("the configuration says so".to_owned())),
+        EngineChoice::Kvm => match find(settings) {
+            Ok(found) => Ok(kvm(found, "the configuration says so")),
+            Err(error) => Err(EngineError::Unavailable {
+                name: "kvm",
+                why: format!("{error}; set engine = \"qemu\" or \"auto\""),
+            }),
+        },
+        EngineChoice::Auto => Ok(automatic(find(settings))),
+    }
+}
+
+fn automatic(found: Result<Found, String>) -> Choice {
+    match found {
+        Ok(found) if !found.emulated_supervisor => kvm(found, "auto: this processor virtualizes"),
+        Ok(found) => qemu(format!(
+            "auto: this machine's KVM interprets guests' kernels, {:.1} million instructions a second",
+            found.instructions_per_second / 1e6
         )),
+        Err(error) => qemu(format!("auto: no kvm: {error}")),
+    }
+}
+
+fn qemu(why: String) -> Choice {
+    Choice {
+        engine: Box::new(Qemu),
+        why,
+    }
+}
+
+fn kvm(found: Found, why: &str) -> Choice {
+    let slow = if found.emulated_supervisor {
+        format!(
+            " (slow: this machine's KVM interprets guests' kernels, {:.1} million instructions a second)",
+            found.instructions_per_second / 1e6
+        )
+    } else {
+        String::new()
+    };
+    Choice {
+        engine: Box::new(Kvm { found }),
+        why: format!("{why}{slow}"),
     }
 }
 
@@ -34,12 +67,26 @@ mod tests {
     use super::*;
 
     fn chosen(engine: EngineChoice) -> Result<(&'static str, String), String> {
-        let settings = Settings {
+        let mut settings = Settings {
             engine,
             ..Settings::default()
         };
+        settings.paths.state = "/nonexistent".into();
+        settings.paths.monitor = "/nonexistent/isopod-vmm".into();
         let choice = choose(&settings).map_err(|error| error.to_string())?;
         Ok((choice.engine.name(), choice.why))
+    }
+
+    #[test]
+    fn auto_takes_kvm_where_the_processor_virtualizes() {
+        for (emulated_supervisor, expected) in [(false, "kvm"), (true, "qemu")] {
+            let choice = automatic(Ok(Found {
+                emulated_supervisor,
+                instructions_per_second: 1.75e6,
+            }));
+            assert_eq!(choice.engine.name(), expected);
+            assert!(choice.why.starts_with("auto: "), "{}", choice.why);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod choose;
 pub(crate) mod console;
+mod kvm;
 mod qemu;
 
 pub(crate) use choose::{Choice, choose};
@@ -76,7 +77,7 @@ pub(crate) enum EngineError {
         /// Its name.
         name: &'static str,
         /// Why, and what to do.
-        why: &'static str,
+        why: String,
     },
     /// A socket could not be made.
     #[error("make a {what}: {source}")]

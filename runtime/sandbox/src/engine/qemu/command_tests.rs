@@ -108,11 +108,7 @@ fn the_launcher_gives_descriptors_and_the_kernel_and_no_more() {
     let words = &words[..end];
     assert_eq!(value(words, "--uid"), "7");
     assert_eq!(value(words, "--gid"), "8");
-    assert!(
-        words
-            .join(" ")
-            .contains("--bind-ro-at /k/vmlinux /vmlinux")
-    );
+    assert!(words.join(" ").contains("--bind-ro-at /k/vmlinux /vmlinux"));
     assert_eq!(value(words, "--limit-fsize"), (514u64 << 20).to_string());
     assert_eq!(words.iter().filter(|word| *word == "--keep-fd").count(), 5);
     assert!(!words.contains(&"--bind-dev".to_owned()));

@@ -1,0 +1,229 @@
+//! One isopod-vmm process.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use command_fds::{CommandFdExt, FdMapping};
+use isopod_config::{MonitorConfig, MonitorDescriptors};
+use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
+use tokio::net::UnixStream;
+use ttrpc::{
+    asynchronous::{Client, transport::Socket},
+    context,
+};
+
+use super::found::Found;
+use crate::{
+    engine::{BackEnds, EngineError, Machine, console::Console},
+    host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
+    plan::PodPlan,
+};
+
+/// Descriptors as the monitor has them.
+const DESCRIPTORS: MonitorDescriptors = MonitorDescriptors {
+    kvm: 3,
+    kernel: 4,
+    image: 5,
+    fs: Some(6),
+    vsock: Some(7),
+    console: 8,
+    control: 9,
+    lifeline: 10,
+};
+const FS_FD: i32 = 6;
+const VSOCK_FD: i32 = 7;
+
+/// From the start of the process until its guest runs: it maps memory, loads the kernel and connects its
+/// devices.
+const START: Duration = Duration::from_secs(30);
+
+/// The filter's answer to a call that is not in its table.
+const SIGSYS: i32 = 31;
+
+pub(super) struct KvmMachine {
+    process: HostProcess,
+    control: MonitorClient,
+    /// What the guest writes.
+    console: Console,
+    /// What the monitor writes to standard error.
+    errors: Console,
+}
+
+/// What the monitor is told.
+fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
+    let vm = &plan.vm;
+    MonitorConfig {
+        name: vm.name.clone(),
+        cpus: vm.cpus,
+        memory: vm.memory,
+        command_line: vm.kernel.command_line.clone(),
+        emulated_supervisor: found.emulated_supervisor,
+        fs: Some(vm.fs.clone()),
+        vsock: Some(vm.vsock),
+        uid: plan.settings.jail.uid,
+        gid: plan.settings.jail.gid,
+        descriptors: DESCRIPTORS,
+    }
+}
+
+/// Starts the monitor.
+pub(super) async fn start(
+    plan: &PodPlan,
+    found: Found,
+    back_ends: BackEnds,
+    spawner: &Spawner,
+) -> Result<KvmMachine, EngineError> {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    let kvm = kvm.map_err(HostError::path("open", "/dev/kvm"))?;
+    let kernel = artifact::open_kernel(&plan.vm.kernel.path).map_err(HostError::from)?;
+    let image = artifact::open_image(&plan.vm.image).map_err(HostError::from)?;
+    let (control, control_theirs) = pair("control socket")?;
+    let (console_ours, console_theirs) = pair("console socket")?;
+    let (errors_ours, errors_theirs) = pair("standard error")?;
+    let json = serde_json::to_vec(&config(plan, found)).map_err(|e| EngineError::Socket {
+        what: "configuration",
+        source: e.into(),
+    })?;
+
+    let mut command = Command::new(&plan.settings.paths.monitor);
+    command
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(errors_theirs));
+    let mappings = [
+        (kvm.into(), DESCRIPTORS.kvm),
+        (kernel.into(), DESCRIPTORS.kernel),
+        (image.into(), DESCRIPTORS.image),
+        (back_ends.fs, FS_FD),
+        (back_ends.vsock, VSOCK_FD),
+        (console_theirs, DESCRIPTORS.console),
+        (control_theirs, DESCRIPTORS.control),
+        (back_ends.lifeline, DESCRIPTORS.lifeline),
+    ];
+    let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    });
+    let mapped = command.fd_mappings(mappings.into());
+    mapped.map_err(|collision| EngineError::Socket {
+        what: "set of descriptors",
+        source: io::Error::other(collision),
+    })?;
+    let mut child = spawner.spawn(command, artifact::REMEDY).await?;
+    let stdin = child.stdin.take();
+    let process = HostProcess::new("isopod-vmm", child)?;
+    let console = Console::default();
+    tokio::spawn(console.clone().follow(console_ours));
+    let errors = Console::default();
+    tokio::spawn(errors.clone().follow(errors_ours));
+    if let Some(mut stdin) = stdin {
+        // Some hundred bytes: a pipe holds 64 KiB. End of file follows.
+        stdin
+            .write_all(&json)
+            .map_err(|source| EngineError::Socket {
+                what: "configuration",
+                source,
+            })?;
+    }
+    Ok(KvmMachine {
+        process,
+        control: MonitorClient::new(Client::new(Socket::new(control))),
+        console,
+        errors,
+    })
+}
+
+/// Our end for the runtime, theirs for a process.
+fn pair(what: &'static str) -> Result<(UnixStream, OwnedFd), EngineError> {
+    let act = || -> io::Result<_> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        Ok((UnixStream::from_std(ours)?, theirs.into()))
+    };
+    act().map_err(|source| EngineError::Socket { what, source })
+}
+
+fn within(limit: Duration) -> context::Context {
+    context::with_duration(limit)
+}
+
+#[async_trait]
+impl Machine for KvmMachine {
+    fn process(&self) -> RecordedProcess {
+        self.process.recorded()
+    }
+
+    fn console(&self) -> &Console {
+        &self.console
+    }
+
+    async fn running(&mut self) -> Result<(), EngineError> {
+        let request = Empty::new();
+        let booted = tokio::select! {
+            booted = self.control.boot(within(START), &request) => booted,
+            status = self.process.exited() => {
+                return Err(EngineError::Ended(self.told(status).await));
+            }
+        };
+        match booted {
+            Ok(response) => {
+                tracing::debug!(
+                    since_start_us = response.since_start_us,
+                    cpu_us = response.cpu_us,
+                    "the guest runs"
+                );
+                Ok(())
+            }
+            // Its socket closes a moment before its end is seen.
+            Err(error) => match tokio::time::timeout(START, self.process.exited()).await {
+                Ok(status) => Err(EngineError::Ended(self.told(status).await)),
+                Err(_) => Err(EngineError::Ended(error.to_string())),
+            },
+        }
+    }
+
+    async fn exited(&mut self) -> String {
+        let status = self.process.exited().await;
+        self.told(status).await
+    }
+
+    async fn end(&mut self, grace: Duration) -> Result<(), HostError> {
+        let asked = self.control.shut_down(within(grace), &Empty::new()).await;
+        if asked.is_ok() {
+            let ended = tokio::time::timeout(grace, self.process.exited()).await;
+            if ended.is_ok() {
+                return Ok(());
+            }
+        }
+        self.process.kill().await
+    }
+}
+
+impl KvmMachine {
+    async fn told(&self, status: ExitStatus) -> String {
+        // The readers may be a few lines behind.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.reason(status)
+    }
+
+    fn reason(&self, status: ExitStatus) -> String {
+        let errors = self.errors.last_words().join("; ");
+        let what = match (status.code(), status.signal()) {
+            (Some(0), _) if self.console.panicked() => "the guest panicked".to_owned(),
+            (Some(0), _) => "the guest rebooted".to_owned(),
+            (_, Some(SIGSYS)) => "isopod-vmm made a system call that its filter forbids".to_owned(),
+            (_, Some(signal)) => format!("isopod-vmm was killed by signal {signal}"),
+            (Some(code), _) => format!("isopod-vmm ended with code {code}: {errors}"),
+            (None, None) => "isopod-vmm ended".to_owned(),
+        };
+        self.console.explain(&what)
+    }
+}

@@ -1,0 +1,164 @@
+//! The control API of one machine: see `proto/monitor.proto`.
+//!
+//! One client, its owner. Requests are carried out one after the other on the thread that reads them:
+//! none waits for the guest, and a pause is bounded.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use isopod_control::{
+    monitor::{BootResponse, Counter, Device, Empty, MetricsResponse, Queue, Vcpu},
+    monitor_ttrpc::Monitor,
+};
+use isopod_machine::{Machine, MachineError};
+use tokio::sync::Notify;
+use ttrpc::{
+    Code,
+    r#async::TtrpcContext,
+    error::{Error, get_status},
+};
+
+/// What a client controls.
+pub struct Control {
+    machine: Mutex<State>,
+    start: Instant,
+    /// Told when the owner asks for the end.
+    pub shut_down: Notify,
+}
+
+struct State {
+    machine: Machine,
+    booted: bool,
+}
+
+impl Control {
+    /// Serves `machine`, which has not booted; `start` is when the process began.
+    pub fn new(machine: Machine, start: Instant) -> Self {
+        // The first call looks for the vDSO, by a system call that the filter forbids.
+        cpu_time();
+        Self {
+            machine: Mutex::new(State {
+                machine,
+                booted: false,
+            }),
+            start,
+            shut_down: Notify::new(),
+        }
+    }
+
+    /// Ends the guest, if it has not ended, and tells why it did.
+    pub fn stop(&self) -> Result<isopod_machine::End, MachineError> {
+        self.state().machine.stop()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries out `act` if the guest has booted.
+    fn booted<T>(&self, act: impl FnOnce(&Machine) -> Result<T, MachineError>) -> ttrpc::Result<T> {
+        let state = self.state();
+        if !state.booted {
+            return Err(status(
+                Code::FAILED_PRECONDITION,
+                "the guest has not booted",
+            ));
+        }
+        act(&state.machine).map_err(failed)
+    }
+}
+
+fn status(code: Code, message: impl ToString) -> Error {
+    Error::RpcStatus(get_status(code, message))
+}
+
+fn failed(error: MachineError) -> Error {
+    let code = match &error {
+        MachineError::Hypervisor(isopod_hypervisor::HypervisorError::WrongState { .. }) => {
+            Code::FAILED_PRECONDITION
+        }
+        _ => Code::INTERNAL,
+    };
+    status(code, error)
+}
+
+#[async_trait]
+impl Monitor for Control {
+    async fn boot(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<BootResponse> {
+        let mut state = self.state();
+        if state.booted {
+            return Err(status(Code::FAILED_PRECONDITION, "the guest has booted"));
+        }
+        state.machine.resume().map_err(failed)?;
+        state.booted = true;
+        let mut response = BootResponse::new();
+        response.since_start_us = micros(self.start.elapsed());
+        response.cpu_us = micros(cpu_time());
+        Ok(response)
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.booted(Machine::pause).map(|()| Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.booted(Machine::resume).map(|()| Empty::new())
+    }
+
+    async fn metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<MetricsResponse> {
+        let metrics = self.state().machine.metrics().map_err(failed)?;
+        let mut response = MetricsResponse::new();
+        response.unanswered = metrics.unanswered;
+        for (id, counters) in (0..).zip(metrics.vcpus) {
+            let Some(counters) = counters else { continue };
+            let mut vcpu = Vcpu::new();
+            vcpu.id = id;
+            vcpu.ports = counters.ports;
+            vcpu.mmio = counters.mmio;
+            vcpu.emulated = counters.emulated;
+            response.vcpus.push(vcpu);
+        }
+        for (name, figures) in metrics.devices {
+            let mut device = Device::new();
+            device.name = name;
+            device.register_errors = figures.register_errors;
+            device.failure = figures.failure.unwrap_or_default();
+            for counters in figures.queues {
+                let mut queue = Queue::new();
+                queue.chains = counters.chains;
+                queue.malformed = counters.malformed;
+                queue.broken = counters.broken;
+                queue.signals = counters.signals;
+                device.queues.push(queue);
+            }
+            for (name, value) in figures.device {
+                let mut counter = Counter::new();
+                counter.name = name;
+                counter.value = value;
+                device.counters.push(counter);
+            }
+            response.devices.push(device);
+        }
+        Ok(response)
+    }
+
+    async fn shut_down(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.shut_down.notify_one();
+        Ok(Empty::new())
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Of this process so far.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(seconds, nanos)
+}

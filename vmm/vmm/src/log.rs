@@ -1,0 +1,50 @@
+//! One line per event on standard error, with the pod's name.
+
+use std::io::{self, Write};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Sends events to standard error from now on.
+pub fn start(pod: &str) {
+    let subscriber = tracing_subscriber::fmt()
+        .without_time()
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(Stderr {
+            prefix: format!("isopod-vmm: pod {pod}:"),
+        })
+        .finish();
+    // Fails only if started twice; the first one goes on.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+struct Stderr {
+    prefix: String,
+}
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line {
+            prefix: &self.prefix,
+        }
+    }
+}
+
+/// The writer of one event, which arrives in one piece.
+struct Line<'a> {
+    prefix: &'a str,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = [self.prefix.as_bytes(), event].concat();
+        io::stderr().lock().write_all(&line)?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

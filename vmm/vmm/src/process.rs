@@ -1,0 +1,178 @@
+//! One monitor of a pod: from configuration to its end.
+//!
+//! ```text
+//! read configuration ─ claim descriptors ─ jail ─ lifeline ─ machine (kernel loaded, threads confined)
+//!    ─ own filter ─ serve the control socket ── guest ends, owner asks or is gone ──> exit
+//! ```
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use futures::StreamExt as _;
+use isopod_config::MonitorConfig;
+use isopod_control::monitor_ttrpc::create_monitor;
+use isopod_jail::{inherited, lifeline, seccomp::Filter};
+use isopod_machine::{End, Host, Prepare};
+use tokio::sync::Notify;
+
+use crate::{
+    assembly::{Parts, Prepares, Served, assemble},
+    control::Control,
+    filter::Filters,
+    walls,
+};
+
+/// A configuration is some hundred bytes; a caller that sends more is not the sandbox.
+const CONFIG_LEN: u64 = 64 << 10;
+/// From the answer to the end: the client reads it.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// Runs one monitor to its end.
+pub fn run() -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut json = Vec::new();
+    io::stdin()
+        .lock()
+        .take(CONFIG_LEN)
+        .read_to_end(&mut json)
+        .context("read stdin")?;
+    let config: MonitorConfig =
+        serde_json::from_slice(&json).context("understand the configuration on stdin")?;
+    crate::log::start(&config.name);
+
+    let lifeline = inherited::claim(config.descriptors.lifeline)?;
+    let control = UnixStream::from(inherited::claim(config.descriptors.control)?);
+    control
+        .set_nonblocking(true)
+        .context("the control socket")?;
+    let parts = claim(&config)?;
+    walls::enter(&config)?;
+    // The death signal is armed now; an owner that ended before is seen here.
+    lifeline::check(&lifeline)?;
+
+    let filters = Filters::compile()?;
+    watch(lifeline, filters.lifeline.clone())?;
+    let prepares = Prepares {
+        vcpu: confine(filters.vcpu.clone()),
+        device: confine(filters.device.clone()),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("start the control runtime")?;
+    let ended = Arc::new(Notify::new());
+    let on_end = {
+        let ended = Arc::clone(&ended);
+        Box::new(move || ended.notify_one())
+    };
+    let machine = assemble(parts, &prepares, on_end)?;
+    let machine = Arc::new(Control::new(machine, start));
+    filters.main.install()?;
+    runtime.block_on(serve(control, &machine, &ended))?;
+
+    let (told, outcome) = match machine.stop()? {
+        End::Reset => ("the guest reset", Ok(())),
+        End::Stopped => ("the owner shut it down", Ok(())),
+        End::Failed(error) => ("the guest cannot go on", Err(error)),
+    };
+    tracing::info!("ending: {told}");
+    // Devices' threads may wait in a request for a process that does not answer: they go with this one.
+    if let Err(error) = outcome {
+        tracing::error!("{error}");
+        std::process::exit(1);
+    }
+    std::process::exit(0)
+}
+
+/// Serves the one client until the guest ends or the client asks for the end.
+async fn serve(control: UnixStream, machine: &Arc<Control>, ended: &Notify) -> anyhow::Result<()> {
+    let socket = tokio::net::UnixStream::from_std(control).context("the control socket")?;
+    let one = futures::stream::once(async { Ok(socket) }).chain(futures::stream::pending());
+    let mut server = ttrpc::r#async::Server::new()
+        .add_listener(ttrpc::r#async::transport::Listener::new(one))
+        .register_service(create_monitor(Arc::clone(machine) as _));
+    server.start().await.context("serve the control socket")?;
+    tokio::select! {
+        () = ended.notified() => {}
+        () = machine.shut_down.notified() => tokio::time::sleep(FAREWELL).await,
+    }
+    Ok(())
+}
+
+/// Takes what was inherited.
+fn claim(config: &MonitorConfig) -> anyhow::Result<Parts> {
+    let descriptors = config.descriptors;
+    let served = |name, wanted: bool, fd: Option<i32>| match (wanted, fd) {
+        (true, Some(fd)) => anyhow::Ok(Some(UnixStream::from(inherited::claim(fd)?))),
+        (false, None) => Ok(None),
+        _ => bail!("descriptors.{name} must be there if and only if {name} is"),
+    };
+    let fs = served("fs", config.fs.is_some(), descriptors.fs)?;
+    let vsock = served("vsock", config.vsock.is_some(), descriptors.vsock)?;
+    let console = inherited::claim(descriptors.console)?;
+    rustix::io::ioctl_fionbio(&console, true).context("the console")?;
+    Ok(Parts {
+        kvm: inherited::claim(descriptors.kvm)?,
+        kernel: File::from(inherited::claim(descriptors.kernel)?),
+        image: File::from(inherited::claim(descriptors.image)?),
+        cpus: config.cpus,
+        memory: config.memory,
+        host: if config.emulated_supervisor {
+            Host::Emulated
+        } else {
+            Host::Hardware
+        },
+        parameters: config.command_line.clone(),
+        fs: pair(config.fs.clone(), fs),
+        vsock: pair(config.vsock, vsock),
+        console: Box::new(Console(File::from(console))),
+    })
+}
+
+fn pair<C>(config: Option<C>, connection: Option<UnixStream>) -> Option<Served<C>> {
+    let (config, connection) = config.zip(connection)?;
+    Some(Served { config, connection })
+}
+
+/// Where the kernel's messages go: what does not fit now is lost.
+struct Console(File);
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn confine(filter: Filter) -> Prepare {
+    Arc::new(move || filter.install().map_err(io::Error::other))
+}
+
+/// Ends the process when the owner is gone.
+fn watch(lifeline: OwnedFd, filter: Filter) -> anyhow::Result<()> {
+    let job = move || {
+        if let Err(error) = filter.install() {
+            tracing::error!("{error}");
+            std::process::exit(1);
+        }
+        if let Err(error) = lifeline::wait(&lifeline) {
+            tracing::error!("{error}");
+        }
+        std::process::exit(0);
+    };
+    std::thread::Builder::new()
+        .name("lifeline".into())
+        .spawn(job)
+        .context("start a thread")?;
+    Ok(())
+}
