@@ -1,6 +1,6 @@
 //! `isopod-bench`: how fast and how small, as a table and as JSON in `target/bench/`.
 //!
-//! Runs in a bed like any case. Arguments select sections by name (start, memory, files, channel); none:
+//! Runs in a bed like any case. Arguments select sections by name (start, tasks, memory, files, channel); none:
 //! all. `ISOPOD_BENCH_ROUNDS` is the number of starts (default 9).
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ mod memory;
 mod peer;
 mod start;
 mod table;
+mod tasks;
 
 use std::{env, fs, path::Path, process::ExitCode};
 
@@ -29,6 +30,7 @@ type Section = (&'static str, fn(&Bed) -> Result<Vec<Row>>);
 
 const SECTIONS: &[Section] = &[
     ("start", start::measure),
+    ("tasks", tasks::measure),
     ("memory", memory::measure),
     ("files", files::measure),
     ("channel", channel::measure),
