@@ -11,7 +11,7 @@ use std::{
 };
 
 use isopod_container::{
-    NamespaceKind,
+    Also, NamespaceKind,
     cgroup::{
         Cgroup, Tree,
         devices::{self, Attached},
@@ -68,6 +68,8 @@ pub(crate) struct Container {
     pub own_pid_namespace: bool,
     /// Execs run under it too.
     pub seccomp: Option<LinuxSeccomp>,
+    /// What execs join besides.
+    pub also: Also,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     waiting: Mutex<Option<Waiting>>,
     kills_told: AtomicU64,
@@ -81,6 +83,7 @@ impl Container {
         pidfd: OwnedFd,
         own_pid_namespace: bool,
         seccomp: Option<LinuxSeccomp>,
+        also: Also,
     ) -> Self {
         Self {
             init,
@@ -89,6 +92,7 @@ impl Container {
             pidfd,
             own_pid_namespace,
             seccomp,
+            also,
             execs: Mutex::default(),
             waiting: Mutex::default(),
             kills_told: AtomicU64::new(0),
@@ -159,6 +163,7 @@ fn name(kind: NamespaceKind) -> &'static str {
         NamespaceKind::Ipc => "ipc",
         NamespaceKind::Uts => "uts",
         NamespaceKind::Pid => "pid",
+        NamespaceKind::User => "user",
     }
 }
 

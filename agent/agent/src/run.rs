@@ -9,7 +9,7 @@ use std::{
 };
 
 use isopod_container::{
-    Launch, NamespaceKind, Report, Streams, Word,
+    Also, Launch, NamespaceKind, Report, Streams, Word,
     cgroup::{Cgroup, devices, limits},
     id,
     spec::{joins, namespace},
@@ -222,6 +222,7 @@ fn kinds(spec: &Spec, wanted: impl Fn(bool) -> bool) -> Vec<NamespaceKind> {
         (NamespaceKind::Ipc, LinuxNamespaceType::Ipc),
         (NamespaceKind::Uts, LinuxNamespaceType::Uts),
         (NamespaceKind::Pid, LinuxNamespaceType::Pid),
+        (NamespaceKind::User, LinuxNamespaceType::User),
     ]
     .into_iter()
     .filter(|(_, kind)| namespace(linux, *kind).is_some() && wanted(joins(linux, *kind)))
@@ -276,6 +277,7 @@ async fn make_container(
     let own = kinds(&spec, |join| !join);
     let own_pid_namespace = own.contains(&NamespaceKind::Pid);
     let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().clone());
+    let also = Also::of(&spec);
 
     let cgroup = pod.tree.make(id, &settings)?;
     let process = Arc::new(Process::new(id, ""));
@@ -315,7 +317,15 @@ async fn make_container(
         process.set_terminal(Arc::clone(master));
     }
     copy(&process, claimed, ends, terminal);
-    let container = Container::new(process, cgroup, devices, pidfd, own_pid_namespace, seccomp);
+    let container = Container::new(
+        process,
+        cgroup,
+        devices,
+        pidfd,
+        own_pid_namespace,
+        seccomp,
+        also,
+    );
     *container.waiting() = Some(waiting);
     let container = Arc::new(container);
     pod.oom.add(&container);
@@ -403,6 +413,7 @@ pub(crate) async fn start_exec(
         let launch = Launch::exec(
             spec,
             container.seccomp.clone(),
+            container.also,
             streams,
             Some(directory.as_fd()),
             container.pidfd.as_fd(),

@@ -1,7 +1,9 @@
 //! What agent and `init` tell each other. Both are the same binary, so the format needs no versions.
 
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 use serde::{Deserialize, Serialize};
+
+use crate::spec::namespace;
 
 /// What `init` is to do. Travels as JSON in a memfd, beside the descriptors listed by [`Layout`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,10 +26,35 @@ pub(crate) struct Layout {
 pub(crate) enum Join {
     Ipc,
     Uts,
+    User,
     /// A pid namespace.
     Pid,
     /// A pidfd of a container's init: all its namespaces.
     Everything,
+}
+
+/// Namespaces that an exec joins besides those that every container has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Also {
+    /// The container is in a user namespace.
+    pub user: bool,
+    /// The container is in a time namespace.
+    pub time: bool,
+}
+
+impl Also {
+    /// What a container's specification asks for.
+    pub fn of(spec: &Spec) -> Self {
+        let has = |kind| {
+            spec.linux()
+                .as_ref()
+                .is_some_and(|linux| namespace(linux, kind).is_some())
+        };
+        Self {
+            user: has(LinuxNamespaceType::User),
+            time: has(LinuxNamespaceType::Time),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,6 +70,7 @@ pub(crate) enum Task {
         process: Box<Process>,
         /// The container's filter.
         seccomp: Option<Box<LinuxSeccomp>>,
+        also: Also,
     },
 }
 

@@ -23,7 +23,7 @@ use rustix::{
 
 use crate::{
     init::INIT_NAME,
-    job::{Failure, FailureKind, Job, Join, Layout, Task, Told},
+    job::{Also, Failure, FailureKind, Job, Join, Layout, Task, Told},
 };
 
 /// Longest message in bytes; a failure's text is cut to fit.
@@ -66,6 +66,8 @@ pub enum NamespaceKind {
     Uts,
     /// Process ids.
     Pid,
+    /// User and group ids.
+    User,
 }
 
 /// Namespaces to join instead of making new ones.
@@ -120,6 +122,7 @@ impl Launch {
                     NamespaceKind::Ipc => Join::Ipc,
                     NamespaceKind::Uts => Join::Uts,
                     NamespaceKind::Pid => Join::Pid,
+                    NamespaceKind::User => Join::User,
                 };
                 (join, *fd)
             })
@@ -132,6 +135,7 @@ impl Launch {
     pub fn exec(
         process: Process,
         seccomp: Option<LinuxSeccomp>,
+        also: Also,
         streams: Streams,
         cgroup: Option<BorrowedFd<'_>>,
         init: BorrowedFd<'_>,
@@ -139,6 +143,7 @@ impl Launch {
         let task = Task::Exec {
             process: Box::new(process),
             seccomp: seccomp.map(Box::new),
+            also,
         };
         Self::begin(task, streams, cgroup, vec![(Join::Everything, init)])
     }

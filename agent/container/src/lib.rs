@@ -32,5 +32,5 @@ pub mod state;
 pub mod sys;
 
 pub use init::{INIT_NAME, run as run_init};
-pub use job::{Failure, FailureKind};
+pub use job::{Also, Failure, FailureKind};
 pub use launch::{Launch, LaunchError, NamespaceKind, Namespaces, Report, Streams, Word};

@@ -5,12 +5,18 @@
 //! - `annotations`, which speak to whoever made the bundle;
 //! - `linux.cgroupsPath`, which names a cgroup of the host; the guest's tree is its own;
 //! - the absence of a cgroup namespace: hosts with cgroup v1 leave it out, a guest always gives one;
-//! - the `path` of a network namespace, and a new one: a pod's containers share the guest's.
+//! - the `path` of a network namespace, and a new one: a pod's containers share the guest's;
+//! - the CPUs and memory nodes of `resources.cpu`, which the host has taken out.
 
 use oci_spec::runtime::{
     Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
 use serde::de::DeserializeOwned;
+
+mod linux;
+mod process;
+
+pub use process::check as check_process;
 
 use crate::{
     cgroup::{devices, limits},
@@ -140,7 +146,7 @@ pub fn check(spec: &Spec) -> Result<(), SpecError> {
         .linux()
         .as_ref()
         .ok_or_else(|| invalid("linux", "a mount namespace is required"))?;
-    check_linux(linux)?;
+    linux::check(spec, linux)?;
     check_names(spec, linux)
 }
 
@@ -174,89 +180,6 @@ pub fn joins(linux: &Linux, kind: LinuxNamespaceType) -> bool {
     })
 }
 
-/// Checks a process, of a container or of an exec.
-pub fn check_process(process: &Process) -> Result<(), SpecError> {
-    let args = some(process.args());
-    if args.is_empty() {
-        return Err(invalid("process.args", "there is no command"));
-    }
-    for (index, arg) in args.iter().enumerate() {
-        no_nul(&format!("process.args[{index}]"), arg)?;
-    }
-    for (index, variable) in some(process.env()).iter().enumerate() {
-        no_nul(&format!("process.env[{index}]"), variable)?;
-    }
-    if !process.cwd().is_absolute() {
-        return Err(invalid("process.cwd", "it is not an absolute path"));
-    }
-    if process.command_line().is_some() {
-        return Err(unsupported("process.commandLine", "a Windows command line"));
-    }
-    if !text(process.user().username()).is_empty() {
-        return Err(unsupported("process.user.username", "a user by name"));
-    }
-    if process.user().umask().is_some_and(|mask| mask > 0o777) {
-        return Err(invalid("process.user.umask", "it is above 0777"));
-    }
-    let profile = text(process.apparmor_profile());
-    if !profile.is_empty() && profile != "unconfined" {
-        return Err(unsupported(
-            "process.apparmorProfile",
-            format!("profile {profile:?}: the guest kernel has no AppArmor, which"),
-        ));
-    }
-    if !text(process.selinux_label()).is_empty() {
-        return Err(unsupported(
-            "process.selinuxLabel",
-            "a label: the guest kernel has no SELinux, which",
-        ));
-    }
-    for (present, field, what) in [
-        (
-            process.io_priority().is_some(),
-            "process.ioPriority",
-            "an I/O priority",
-        ),
-        (
-            process.scheduler().is_some(),
-            "process.scheduler",
-            "a scheduling policy",
-        ),
-        (
-            process.exec_cpu_affinity().is_some(),
-            "process.execCPUAffinity",
-            "a CPU affinity",
-        ),
-    ] {
-        if present {
-            return Err(unsupported(field, what));
-        }
-    }
-    for (index, limit) in some(process.rlimits()).iter().enumerate() {
-        let field = format!("process.rlimits[{index}]");
-        if limit.soft() > limit.hard() {
-            return Err(invalid(field, "the soft limit is above the hard limit"));
-        }
-        let again = some(process.rlimits())
-            .iter()
-            .take(index)
-            .any(|earlier| earlier.typ() == limit.typ());
-        if again {
-            return Err(invalid(field, format!("{} comes twice", limit.typ())));
-        }
-    }
-    if process
-        .oom_score_adj()
-        .is_some_and(|adj| !(-1000..=1000).contains(&adj))
-    {
-        return Err(invalid(
-            "process.oomScoreAdj",
-            "it is outside -1000 to 1000",
-        ));
-    }
-    Ok(())
-}
-
 fn no_nul(field: &str, value: &str) -> Result<(), SpecError> {
     if value.contains('\0') {
         return Err(invalid(field, "it holds a NUL character"));
@@ -269,17 +192,33 @@ fn check_mount(index: usize, mount: &Mount) -> Result<(), SpecError> {
     if !mount.destination().is_absolute() {
         return Err(invalid(field("destination"), "it is not an absolute path"));
     }
-    if !some(mount.uid_mappings()).is_empty() {
-        return Err(unsupported(field("uidMappings"), "an id-mapped mount"));
-    }
-    if !some(mount.gid_mappings()).is_empty() {
-        return Err(unsupported(field("gidMappings"), "an id-mapped mount"));
+    let maps = [
+        (mount.uid_mappings(), "uidMappings"),
+        (mount.gid_mappings(), "gidMappings"),
+    ];
+    let mapped = maps.iter().any(|(map, _)| !some(map).is_empty());
+    for (map, name) in maps {
+        if mapped {
+            linux::check_map(&field(name), some(map))?;
+        }
     }
     let options: MountOptions =
         options::parse(some(mount.options())).map_err(|refused| SpecError::Unsupported {
             field: field("options"),
             what: format!("option {:?}", refused.0),
         })?;
+    if options.id_mapped.is_some() && !mapped {
+        return Err(invalid(
+            field("options"),
+            "an id-mapped mount needs uidMappings and gidMappings",
+        ));
+    }
+    if options.copy_up && mount.typ().as_deref() != Some("tmpfs") {
+        return Err(invalid(
+            field("options"),
+            "tmpcopyup is an option of a tmpfs",
+        ));
+    }
     if options.is_bind() || mount.typ().as_deref() == Some("bind") {
         if mount
             .source()
@@ -303,7 +242,58 @@ fn check_mount(index: usize, mount: &Mount) -> Result<(), SpecError> {
             "it is needed unless the mount is a bind",
         ));
     }
-    Ok(())
+    check_place(&field("destination"), mount)
+}
+
+/// runc's rule (CVE-2019-19921 and its kin): /proc is the kernel's, but for the files that lxcfs and its
+/// like put over some of it.
+fn check_place(field: &str, mount: &Mount) -> Result<(), SpecError> {
+    const ALLOWED: &[&str] = &[
+        "cpuinfo",
+        "diskstats",
+        "meminfo",
+        "stat",
+        "swaps",
+        "uptime",
+        "loadavg",
+        "slabinfo",
+        "net/dev",
+        "sys/kernel/ns_last_pid",
+        "sys/crypto/fips_enabled",
+    ];
+    let place = crate::mounts::paths::cleaned(mount.destination());
+    let Ok(below) = place.strip_prefix("proc") else {
+        return Ok(());
+    };
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    if below.as_os_str().is_empty() {
+        let source = mount
+            .source()
+            .as_deref()
+            .unwrap_or(std::path::Path::new(""));
+        let bind = kind == "bind" || is_bind(mount);
+        if kind == "proc" || bind && source.starts_with("/proc") {
+            return Ok(());
+        }
+    } else if ALLOWED
+        .iter()
+        .any(|allowed| below == std::path::Path::new(allowed))
+    {
+        return Ok(());
+    }
+    Err(invalid(
+        field,
+        format!(
+            "{:?} is inside /proc, which nothing may hide",
+            mount.destination()
+        ),
+    ))
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    some(mount.options())
+        .iter()
+        .any(|option| option == "bind" || option == "rbind")
 }
 
 #[allow(deprecated)] // `prestart` is deprecated, and still used.
@@ -311,143 +301,33 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     for (list, name) in [
         (hooks.prestart(), "prestart"),
         (hooks.create_runtime(), "createRuntime"),
-        (hooks.create_container(), "createContainer"),
-        (hooks.start_container(), "startContainer"),
         (hooks.poststart(), "poststart"),
         (hooks.poststop(), "poststop"),
     ] {
+        // The host takes them out and runs them.
         if !some(list).is_empty() {
-            return Err(unsupported(format!("hooks.{name}"), "a hook in the guest"));
-        }
-    }
-    Ok(())
-}
-
-fn check_linux(linux: &Linux) -> Result<(), SpecError> {
-    check_namespaces(linux)?;
-    let empty_map = |present: bool, field: &str, what: &str| {
-        if present {
-            return Err(unsupported(field, what));
-        }
-        Ok(())
-    };
-    empty_map(
-        linux.net_devices().as_ref().is_some_and(|m| !m.is_empty()),
-        "linux.netDevices",
-        "moving a network device",
-    )?;
-    empty_map(
-        !some(linux.uid_mappings()).is_empty(),
-        "linux.uidMappings",
-        "a user namespace",
-    )?;
-    empty_map(
-        !some(linux.gid_mappings()).is_empty(),
-        "linux.gidMappings",
-        "a user namespace",
-    )?;
-    empty_map(
-        linux.time_offsets().as_ref().is_some_and(|m| !m.is_empty()),
-        "linux.timeOffsets",
-        "a time namespace",
-    )?;
-    empty_map(
-        linux.memory_policy().is_some(),
-        "linux.memoryPolicy",
-        "a memory policy",
-    )?;
-    empty_map(
-        linux.personality().is_some(),
-        "linux.personality",
-        "an execution domain",
-    )?;
-    if !text(linux.mount_label()).is_empty() {
-        return Err(unsupported(
-            "linux.mountLabel",
-            "a label: the guest kernel has no SELinux, which",
-        ));
-    }
-    if let Some(rdt) = linux.intel_rdt()
-        && *rdt != oci_spec::runtime::LinuxIntelRdt::default()
-    {
-        return Err(unsupported("linux.intelRdt", "cache allocation"));
-    }
-    let propagation = text(linux.rootfs_propagation());
-    if !propagation.is_empty() && options::propagation(propagation).is_none() {
-        return Err(invalid(
-            "linux.rootfsPropagation",
-            format!("{propagation:?} is not a propagation type"),
-        ));
-    }
-    for (index, device) in some(linux.devices()).iter().enumerate() {
-        if !device.path().is_absolute() {
-            return Err(invalid(
-                format!("linux.devices[{index}].path"),
-                "it is not an absolute path",
-            ));
-        }
-        if device.typ() == oci_spec::runtime::LinuxDeviceType::A {
-            return Err(invalid(
-                format!("linux.devices[{index}].type"),
-                "a device is one of c, b, u, p",
+            return Err(unsupported(
+                format!("hooks.{name}"),
+                "a hook of the host in the guest",
             ));
         }
     }
-    for name in linux.sysctl().iter().flat_map(|map| map.keys()) {
-        let bad = name.is_empty() || name.split(['.', '/']).any(str::is_empty);
-        if bad || name.contains('\0') {
-            return Err(invalid(
-                format!("linux.sysctl[{name:?}]"),
-                "it is not the name of a parameter",
-            ));
-        }
-    }
-    if let Some(seccomp) = linux.seccomp() {
-        crate::seccomp::check(seccomp)?;
-    }
-    if let Some(resources) = linux.resources() {
-        check_resources(resources)?;
-    }
-    Ok(())
-}
-
-fn check_namespaces(linux: &Linux) -> Result<(), SpecError> {
-    for (index, wanted) in some(linux.namespaces()).iter().enumerate() {
-        let field = format!("linux.namespaces[{index}]");
-        let again = some(linux.namespaces())
-            .iter()
-            .take(index)
-            .any(|earlier| earlier.typ() == wanted.typ());
-        if again {
-            return Err(invalid(
-                field,
-                format!("the {} namespace comes twice", wanted.typ()),
-            ));
-        }
-        let path = wanted
-            .path()
-            .as_ref()
-            .is_some_and(|path| !path.as_os_str().is_empty());
-        match wanted.typ() {
-            LinuxNamespaceType::User => return Err(unsupported(field, "a user namespace")),
-            LinuxNamespaceType::Time => return Err(unsupported(field, "a time namespace")),
-            LinuxNamespaceType::Mount if path => {
-                return Err(unsupported(
-                    format!("{field}.path"),
-                    "joining a mount namespace",
-                ));
+    for (list, name) in [
+        (hooks.create_container(), "createContainer"),
+        (hooks.start_container(), "startContainer"),
+    ] {
+        for (index, hook) in some(list).iter().enumerate() {
+            let field = |part: &str| format!("hooks.{name}[{index}].{part}");
+            if !hook.path().is_absolute() {
+                return Err(invalid(field("path"), "it is not an absolute path"));
             }
-            LinuxNamespaceType::Cgroup if path => {
-                return Err(unsupported(
-                    format!("{field}.path"),
-                    "joining a cgroup namespace",
-                ));
+            if hook.timeout().is_some_and(|seconds| seconds <= 0) {
+                return Err(invalid(field("timeout"), "it is not greater than zero"));
             }
-            _ => {}
+            for text in some(hook.args()).iter().chain(some(hook.env())) {
+                no_nul(&field("args"), text)?;
+            }
         }
-    }
-    if namespace(linux, LinuxNamespaceType::Mount).is_none() {
-        return Err(invalid("linux.namespaces", "a mount namespace is required"));
     }
     Ok(())
 }

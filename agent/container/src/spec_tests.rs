@@ -39,6 +39,13 @@ fn a_minimal_one_passes() {
 #[rstest]
 #[case("/hooks", json!({}))]
 #[case("/hooks", json!({"prestart": []}))]
+#[case("/hooks", json!({"startContainer": [{"path": "/x", "timeout": 5}]}))]
+#[case("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1}))]
+#[case("/process/scheduler", json!({"policy": "SCHED_FIFO", "priority": 99}))]
+#[case("/linux/personality", json!({"domain": "LINUX32"}))]
+#[case("/linux/namespaces/1", json!({"type": "time"}))]
+#[case("/mounts/0", json!({"destination": "/proc/uptime", "type": "bind", "source": "/x"}))]
+#[case("/mounts/0", json!({"destination": "/proc", "type": "bind", "source": "/proc"}))]
 #[case("/process/apparmorProfile", json!(""))]
 #[case("/process/apparmorProfile", json!("unconfined"))]
 #[case("/process/selinuxLabel", json!(""))]
@@ -73,33 +80,45 @@ fn what_is_always_sent_passes(#[case] pointer: &str, #[case] value: Value) {
 #[case("/process/commandLine", json!("x"), "process.commandLine")]
 #[case("/process/apparmorProfile", json!("cri-containerd.apparmor.d"), "process.apparmorProfile")]
 #[case("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel")]
-#[case("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 1}), "process.ioPriority")]
-#[case("/process/scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler")]
 #[case("/process/execCPUAffinity", json!({"initial": "0"}), "process.execCPUAffinity")]
 #[case("/process/oomScoreAdj", json!(1001), "process.oomScoreAdj")]
 #[case("/process/rlimits", json!([{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]), "process.rlimits[0]")]
 #[case("/process/rlimits", json!([{"type": "RLIMIT_CPU", "soft": 1, "hard": 1},
     {"type": "RLIMIT_CPU", "soft": 1, "hard": 1}]), "process.rlimits[1]")]
+#[case("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 8}), "process.ioPriority.priority")]
+#[case("/process/scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler.priority")]
+#[case("/process/scheduler", json!({"policy": "SCHED_OTHER", "nice": 20}), "process.scheduler.nice")]
+#[case("/process/scheduler", json!({"policy": "SCHED_OTHER", "priority": 1}), "process.scheduler.priority")]
+#[case("/process/scheduler", json!({"policy": "SCHED_BATCH", "runtime": 1}), "process.scheduler.runtime")]
+#[case("/process/scheduler", json!({"policy": "SCHED_ISO"}), "process.scheduler.policy")]
+#[case("/mounts/0/options", json!(["tmpcopyup"]), "mounts[0].options")]
+#[case("/mounts/0/options", json!(["idmap"]), "mounts[0].options")]
+#[case("/mounts/0/uidMappings", json!([{"hostID": 0, "containerID": 0, "size": 1}]), "mounts[0].gidMappings")]
+#[case("/mounts/0", json!({"destination": "/proc/1/attr", "type": "tmpfs"}), "mounts[0].destination")]
+#[case("/mounts/0", json!({"destination": "/x/../proc", "type": "tmpfs"}), "mounts[0].destination")]
 #[case("/mounts/0/destination", json!("proc"), "mounts[0].destination")]
 #[case("/mounts/0/type", Value::Null, "mounts[0].type")]
-#[case("/mounts/0/options", json!(["tmpcopyup"]), "mounts[0].options")]
 #[case("/mounts/0", json!({"destination": "/x", "type": "bind"}), "mounts[0].source")]
 #[case("/mounts/0", json!({"destination": "/x", "source": "rel", "options": ["rbind"]}), "mounts[0].source")]
 #[case("/mounts/0", json!({"destination": "/x", "source": "/y", "options": ["bind", "size=1"]}), "mounts[0].options")]
-#[case("/mounts/0/uidMappings", json!([{"hostID": 0, "containerID": 0, "size": 1}]), "mounts[0].uidMappings")]
 #[case("/hooks", json!({"poststop": [{"path": "/x"}]}), "hooks.poststop")]
 #[case("/hostname", json!("x"), "hostname")]
 #[case("/windows", json!({"layerFolders": []}), "windows")]
 #[case("/linux", Value::Null, "linux")]
 #[case("/linux/namespaces", json!([]), "linux.namespaces")]
 #[case("/linux/namespaces/1", json!({"type": "mount"}), "linux.namespaces[1]")]
-#[case("/linux/namespaces/1", json!({"type": "user"}), "linux.namespaces[1]")]
-#[case("/linux/namespaces/1", json!({"type": "time"}), "linux.namespaces[1]")]
 #[case("/linux/namespaces/1", json!({"type": "cgroup", "path": "/x"}), "linux.namespaces[1].path")]
 #[case("/linux/namespaces/0/path", json!("/x"), "linux.namespaces[0].path")]
+#[case("/linux/namespaces/1", json!({"type": "user"}), "linux.uidMappings")]
+#[case("/linux/namespaces/1", json!({"type": "time", "path": "/x"}), "linux.namespaces[1].path")]
+#[case("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets[\"boottime\"]")]
+#[case("/linux/personality", json!({"domain": "LINUX32", "flags": ["X"]}), "linux.personality.flags")]
+#[case("/linux/sysctl", json!({"vm.swappiness": "1"}), "linux.sysctl[\"vm.swappiness\"]")]
+#[case("/linux/sysctl", json!({"kernel.shmmax": "1"}), "linux.sysctl[\"kernel.shmmax\"]")]
+#[case("/linux/sysctl", json!({"kernel.hostname": "x"}), "linux.sysctl[\"kernel.hostname\"]")]
+#[case("/hooks", json!({"startContainer": [{"path": "x"}]}), "hooks.startContainer[0].path")]
+#[case("/hooks", json!({"createContainer": [{"path": "/x", "timeout": 0}]}), "hooks.createContainer[0].timeout")]
 #[case("/linux/uidMappings", json!([{"hostID": 0, "containerID": 0, "size": 1}]), "linux.uidMappings")]
-#[case("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets")]
-#[case("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality")]
 #[case("/linux/mountLabel", json!("x"), "linux.mountLabel")]
 #[case("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt")]
 #[case("/linux/rootfsPropagation", json!("sideways"), "linux.rootfsPropagation")]
@@ -116,6 +135,40 @@ fn what_is_not_done_is_refused_by_its_path(
         .expect_err("refused")
         .to_string();
     assert!(error.starts_with(&format!("{field}: ")), "{error}");
+}
+
+fn in_a_user_namespace(uids: Value, user: Value) -> Value {
+    let mut spec = with("/linux/namespaces/1", json!({"type": "user"}));
+    spec["linux"]["uidMappings"] = uids;
+    spec["linux"]["gidMappings"] = json!([{"hostID": 1000, "containerID": 0, "size": 10}]);
+    spec["process"]["user"] = user;
+    spec
+}
+
+#[rstest]
+#[case(json!([]), json!({"uid": 0, "gid": 0}), "linux.uidMappings: ")]
+#[case(json!([{"hostID": 5, "containerID": 1, "size": 10}]), json!({"uid": 1, "gid": 0}), "linux.uidMappings: ")]
+#[case(json!([{"hostID": 5, "containerID": 0, "size": 0}]), json!({"uid": 0, "gid": 0}), "linux.uidMappings[0].size: ")]
+#[case(json!([{"hostID": 4294967295u32, "containerID": 0, "size": 2}]), json!({"uid": 0, "gid": 0}), "linux.uidMappings[0].hostID: ")]
+#[case(json!([{"hostID": 5, "containerID": 0, "size": 10}]), json!({"uid": 10, "gid": 0}), "process.user.uid: ")]
+#[case(json!([{"hostID": 5, "containerID": 0, "size": 10}]), json!({"uid": 9, "gid": 10}), "process.user.gid: ")]
+#[case(json!([{"hostID": 5, "containerID": 0, "size": 10}]), json!({"uid": 9, "gid": 1, "additionalGids": [11]}), "process.user.additionalGids: ")]
+fn ids_that_cannot_be_mapped_are_refused(
+    #[case] uids: Value,
+    #[case] user: Value,
+    #[case] field: &str,
+) {
+    let error = parsed(&in_a_user_namespace(uids, user))
+        .expect_err("refused")
+        .to_string();
+    assert!(error.starts_with(field), "{error}");
+}
+
+#[test]
+fn a_mapped_user_passes() {
+    let uids = json!([{"hostID": 5, "containerID": 0, "size": 10}]);
+    let user = json!({"uid": 9, "gid": 9, "additionalGids": [1]});
+    parsed(&in_a_user_namespace(uids, user)).expect("passes");
 }
 
 #[test]

@@ -27,7 +27,7 @@ use ttrpc::context::with_timeout;
 const APPLETS: &[&str] = &[
     "sh", "cat", "echo", "id", "ls", "sleep", "true", "false", "head", "stty", "tty", "env", "pwd",
     "grep", "kill", "dd", "md5sum", "touch", "mkdir", "mount", "readlink", "wc", "hostname", "seq",
-    "stat", "ps", "umask", "yes", "tr", "mknod",
+    "stat", "ps", "umask", "yes", "tr", "mknod", "uname", "ionice", "cut", "ln",
 ];
 
 /// How long any call may take, nanoseconds: a busy machine is no failure.

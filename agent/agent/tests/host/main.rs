@@ -6,5 +6,6 @@
 mod devices;
 mod guest;
 mod lifecycle;
+mod namespaces;
 mod process;
 mod stdio;

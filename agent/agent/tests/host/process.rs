@@ -245,7 +245,7 @@ async fn what_is_not_supported_is_named() {
         ),
         (
             json!({"linux": {"namespaces": [{"type": "user"}, {"type": "mount"}]}}),
-            "linux.namespaces[0]: a user namespace is not supported",
+            "linux.uidMappings: a user namespace needs mappings",
         ),
         (
             json!({"process": {"apparmorProfile": "x"}}),

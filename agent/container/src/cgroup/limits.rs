@@ -44,6 +44,19 @@ pub fn plan(resources: &LinuxResources) -> Result<Vec<Setting>, SpecError> {
             limit => settings.push(setting("pids.limit", "pids.max", limit)),
         }
     }
+    if let Some(weight) = resources.block_io().as_ref().and_then(|io| io.weight())
+        && weight != 0
+    {
+        if !(10..=1000).contains(&weight) {
+            return Err(invalid(
+                "linux.resources.blockIO.weight",
+                format!("{weight} is outside 10 to 1000"),
+            ));
+        }
+        // cgroup v1's 10 to 1000 -> v2's 1 to 10000, runc's line.
+        let weight = 1 + (u32::from(weight) - 10) * 9_999 / 990;
+        settings.push(setting("blockIO.weight", "io.weight", weight));
+    }
     for (index, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
         let size = limit.page_size();
         let plain = !size.is_empty() && size.chars().all(|c| c.is_ascii_alphanumeric());
@@ -108,6 +121,12 @@ fn plan_cpu(cpu: &LinuxCpu, settings: &mut Vec<Setting>) -> Result<(), SpecError
         settings.push(setting("cpu.burst", "cpu.max.burst", burst));
     }
     if let Some(idle) = cpu.idle() {
+        if !(0..=1).contains(&idle) {
+            return Err(invalid(
+                "linux.resources.cpu.idle",
+                format!("{idle} is neither 0 nor 1"),
+            ));
+        }
         settings.push(setting("cpu.idle", "cpu.idle", idle));
     }
     if cpu.realtime_runtime().unwrap_or(0) != 0 {
@@ -247,14 +266,13 @@ fn refuse(resources: &LinuxResources) -> Result<(), SpecError> {
                     .is_some_and(|l| !l.is_empty()),
                 "throttleWriteIOPSDevice",
             ),
-            (io.weight().is_some_and(|w| w != 0), "weight"),
             (io.leaf_weight().is_some_and(|w| w != 0), "leafWeight"),
         ];
         for (present, name) in lists {
             if present {
                 return Err(unsupported(
                     format!("linux.resources.blockIO.{name}"),
-                    "a limit of block I/O",
+                    "a limit of a block device, which it numbers as the host's,",
                 ));
             }
         }

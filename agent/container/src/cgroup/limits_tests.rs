@@ -33,6 +33,8 @@ fn planned(resources: Value) -> Result<Vec<(String, String)>, SpecError> {
 #[case(json!({"memory": {"limit": 100, "swap": 100}}), &[("memory.max", "100"), ("memory.swap.max", "0")])]
 #[case(json!({"memory": {"limit": 0, "kernel": 0, "disableOOMKiller": false, "useHierarchy": true}}), &[])]
 #[case(json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}]}), &[("hugetlb.2MB.max", "4194304")])]
+#[case(json!({"blockIO": {"weight": 10}}), &[("io.weight", "1")])]
+#[case(json!({"blockIO": {"weight": 1000}}), &[("io.weight", "10000")])]
 #[case(json!({"unified": {"memory.high": "5", "cpu.weight": "7"}}), &[("cpu.weight", "7"), ("memory.high", "5")])]
 fn limits_become_writes(#[case] resources: Value, #[case] expected: &[(&str, &str)]) {
     let found = planned(resources).expect("planned");
@@ -53,6 +55,8 @@ fn limits_become_writes(#[case] resources: Value, #[case] expected: &[(&str, &st
 #[case(json!({"cpu": {"realtimeRuntime": 5}}), "cpu.realtimeRuntime")]
 #[case(json!({"cpu": {"cpus": "0; rm"}}), "cpu.cpus")]
 #[case(json!({"blockIO": {"weight": 5}}), "blockIO.weight")]
+#[case(json!({"blockIO": {"leafWeight": 50}}), "blockIO.leafWeight")]
+#[case(json!({"cpu": {"idle": 2}}), "cpu.idle")]
 #[case(json!({"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}}), "blockIO.throttleReadBpsDevice")]
 #[case(json!({"network": {"classID": 5}}), "network.classID")]
 #[case(json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}}), "rdma")]

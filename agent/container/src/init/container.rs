@@ -19,10 +19,15 @@ use rustix::{
     mount::{MountPropagationFlags, mount_change},
 };
 
-use super::{Handed, InitError, act, devices, process, terminal};
+use super::{
+    Handed, InitError, act, attributes, devices,
+    hooks::Hooks,
+    process::{self, Rest},
+    terminal, users,
+};
 use crate::{
     job::Join,
-    mounts::{self, attach, clone_tree, make_read_only, new_tmpfs, options, paths::Root},
+    mounts::{self, Prepared, attach, clone_tree, make_read_only, new_tmpfs, options, paths::Root},
     spec::{invalid, joins, namespace},
     sys::mount_attr::{MountAttr, mount_setattr},
 };
@@ -39,7 +44,7 @@ fn wants_new(spec: &Spec, kind: LinuxNamespaceType) -> bool {
 }
 
 /// Builds the container around this process and executes its command.
-pub(super) fn run(spec: &Spec, anchor: &Path, handed: Handed) -> Result<Infallible, InitError> {
+pub(super) fn run(spec: &Spec, anchor: &Path, mut handed: Handed) -> Result<Infallible, InitError> {
     let process = spec
         .process()
         .as_ref()
@@ -49,11 +54,16 @@ pub(super) fn run(spec: &Spec, anchor: &Path, handed: Handed) -> Result<Infallib
         .as_ref()
         .ok_or_else(|| invalid("linux", "a mount namespace is required"))?;
     setsid().map_err(|e| act(e, || "begin a session".to_owned()))?;
-    process::set_oom_score(process)?;
+    let inside = users::wanted(spec);
+    if inside {
+        users::become_root()?;
+    }
+    let hooks = Hooks::of(spec, handed.guest_pid);
     enter_namespaces(spec, &handed)?;
 
-    let root = attach_root(spec, linux, anchor)?;
-    let read_only_mounts = fill_root(spec, linux, &root)?;
+    let trees = std::mem::take(&mut handed.trees);
+    let root = attach_root(spec, linux, anchor, trees.root)?;
+    let read_only_mounts = fill_root(spec, linux, &root, trees.mounts)?;
     let console = handed
         .streams
         .is_none()
@@ -63,7 +73,7 @@ pub(super) fn run(spec: &Spec, anchor: &Path, handed: Handed) -> Result<Infallib
         terminal::bind_console(&root, console)?;
     }
     set_names(spec)?;
-    set_sysctls(linux)?;
+    set_sysctls(linux, |name| !(inside && is_network(name)))?;
     // Paths in /proc: the container's, so after its mounts; and still reachable without its links.
     mounts::protect(&root, linux.readonly_paths().as_deref().unwrap_or_default())?;
     // Not a detached clone: before Linux 6.15 those cannot be cloned again, one per masked file.
@@ -84,8 +94,37 @@ pub(super) fn run(spec: &Spec, anchor: &Path, handed: Handed) -> Result<Infallib
     root.make_directory(process.cwd())
         .map_err(|error| InitError::Command(format!("error during container init: {error}")))?;
     enter_root(&root)?;
+    hooks.run_create(process)?;
     finish_root(spec, linux, &root)?;
-    process::execute(process, linux.seccomp().as_ref(), handed, console)
+    attributes::set_personality(linux.personality().as_ref())?;
+    let rest = Rest {
+        profile: linux.seccomp().as_ref(),
+        hooks: &hooks,
+        in_user_namespace: inside,
+    };
+    process::execute(process, rest, handed, console)
+}
+
+/// Makes a time namespace with its offsets; the next child is in it (time_namespaces(7)).
+pub(super) fn make_time_namespace(spec: &Spec) -> Result<(), InitError> {
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    if !wants_new(spec, LinuxNamespaceType::Time) {
+        return Ok(());
+    }
+    unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME))
+        .map_err(|e| act(e, || "make a time namespace".to_owned()))?;
+    for (clock, offset) in linux.time_offsets().iter().flatten() {
+        let doing = || format!("linux.timeOffsets[{clock:?}]: set");
+        let line = format!(
+            "{clock} {} {}\n",
+            offset.secs().unwrap_or(0),
+            offset.nanosecs().unwrap_or(0)
+        );
+        fs::write("/proc/self/timens_offsets", line).map_err(|e| act(e, doing))?;
+    }
+    Ok(())
 }
 
 fn enter_namespaces(spec: &Spec, handed: &Handed) -> Result<(), InitError> {
@@ -103,7 +142,7 @@ fn enter_namespaces(spec: &Spec, handed: &Handed) -> Result<(), InitError> {
             Join::Ipc => CloneFlags::CLONE_NEWIPC,
             Join::Uts => CloneFlags::CLONE_NEWUTS,
             // Entered before this process was made.
-            Join::Pid | Join::Everything => continue,
+            Join::Pid | Join::User | Join::Everything => continue,
         };
         setns(fd, kind).map_err(|e| act(e, || format!("join the pod's {join:?} namespace")))?;
     }
@@ -112,7 +151,12 @@ fn enter_namespaces(spec: &Spec, handed: &Handed) -> Result<(), InitError> {
 
 /// Clones the root filesystem's tree onto a private tmpfs of this mount namespace: pivot_root wants a
 /// parent mount that nobody shares.
-fn attach_root(spec: &Spec, linux: &Linux, anchor: &Path) -> Result<Root, InitError> {
+fn attach_root(
+    spec: &Spec,
+    linux: &Linux,
+    anchor: &Path,
+    prepared: Option<OwnedFd>,
+) -> Result<Root, InitError> {
     let path = spec
         .root()
         .as_ref()
@@ -128,8 +172,11 @@ fn attach_root(spec: &Spec, linux: &Linux, anchor: &Path) -> Result<Root, InitEr
     mount_change("/", propagation | MountPropagationFlags::REC)
         .map_err(|e| act(e, || "linux.rootfsPropagation: set it on /".to_owned()))?;
 
-    let tree =
-        clone_tree(CWD, &path, true).map_err(|e| act(e, || format!("root.path: open {path:?}")))?;
+    let tree = match prepared {
+        Some(tree) => tree,
+        None => clone_tree(CWD, &path, true)
+            .map_err(|e| act(e, || format!("root.path: open {path:?}")))?,
+    };
     let private = MountAttr {
         propagation: libc::MS_PRIVATE,
         ..MountAttr::default()
@@ -156,7 +203,7 @@ fn propagation_flags(flag: u64) -> MountPropagationFlags {
     match flag {
         libc::MS_SHARED => MountPropagationFlags::SHARED,
         libc::MS_PRIVATE => MountPropagationFlags::PRIVATE,
-        libc::MS_UNBINDABLE => MountPropagationFlags::UNBINDABLE,
+        // Unbindable is the container's root only: here it must still be cloned.
         _ => MountPropagationFlags::DOWNSTREAM,
     }
 }
@@ -166,11 +213,13 @@ fn fill_root(
     spec: &Spec,
     linux: &Linux,
     root: &Root,
+    prepared: Vec<Prepared>,
 ) -> Result<Vec<std::path::PathBuf>, InitError> {
     let mut delayed = Vec::new();
     let mut own_dev = true;
+    let mut prepared = prepared.into_iter();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        if mounts::mount(root, index, mount)? {
+        if mounts::mount(root, index, mount, prepared.next().unwrap_or_default())? {
             delayed.push(mount.destination().clone());
         }
         let bind = mount.typ().as_deref() == Some("bind")
@@ -185,7 +234,11 @@ fn fill_root(
         }
     }
     if own_dev {
-        devices::make(root, linux.devices().as_deref().unwrap_or_default())?;
+        devices::make(
+            root,
+            linux.devices().as_deref().unwrap_or_default(),
+            users::wanted(spec),
+        )?;
     }
     Ok(delayed)
 }
@@ -201,16 +254,22 @@ fn set_names(spec: &Spec) -> Result<(), InitError> {
     Ok(())
 }
 
+/// Is it a parameter of the network namespace, which the guest's containers share?
+pub(super) fn is_network(name: &str) -> bool {
+    name.starts_with("net.") || name.starts_with("net/")
+}
+
 /// Through the guest's /proc: the container may have none. The kernel picks the namespace by the
-/// writing process. Every parameter may be set: the kernel is the pod's own.
-fn set_sysctls(linux: &Linux) -> Result<(), InitError> {
+/// writing process.
+pub(super) fn set_sysctls(linux: &Linux, meant: impl Fn(&str) -> bool) -> Result<(), InitError> {
     let base = rustix::fs::open(
         "/proc/sys",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
     .map_err(|e| act(e, || "open /proc/sys".to_owned()))?;
-    let mut sorted: Vec<_> = linux.sysctl().iter().flatten().collect();
+    let all = linux.sysctl().iter().flatten();
+    let mut sorted: Vec<_> = all.filter(|(name, _)| meant(name)).collect();
     sorted.sort();
     for (name, value) in sorted {
         // As sysctl(8): the first separator decides which character separates.
@@ -246,9 +305,13 @@ fn set_sysctls(linux: &Linux) -> Result<(), InitError> {
 /// directory for it is needed in a root filesystem that may be read-only.
 fn enter_root(root: &Root) -> Result<(), InitError> {
     let doing = || "pivot_root".to_owned();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let old = rustix::fs::open("/", flags, Mode::empty()).map_err(|e| act(e, doing))?;
     fchdir(root).map_err(|e| act(e, doing))?;
     pivot_root(".", ".").map_err(|e| act(e, doing))?;
-    // Taking mounts off here must not reach the guest's own namespace.
+    // Taking mounts off here must not reach the guest's own namespace. By the old root's descriptor:
+    // "." would be the new root, whose mounts keep the propagation that was asked for.
+    fchdir(&old).map_err(|e| act(e, doing))?;
     mount_change(
         ".",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,

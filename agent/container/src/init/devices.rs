@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use rustix::fs::{FileType, makedev};
+use rustix::fs::{CWD, FileType, makedev};
 
-use super::InitError;
-use crate::{mounts::paths::Root, spec::invalid};
+use super::{InitError, act};
+use crate::{
+    mounts::{attach, clone_tree, paths::Root},
+    spec::invalid,
+};
 
 /// "Default Devices" of the runtime specification: all character devices, mode 0666. The console is
 /// bound when there is a terminal; ptmx is a link into the container's devpts.
@@ -27,11 +30,17 @@ const LINKS: &[(&str, &str)] = &[
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
 
-/// Makes all of it.
-pub(super) fn make(root: &Root, devices: &[LinuxDevice]) -> Result<(), InitError> {
+/// Makes all of it. In a user namespace nobody may make a node: the guest's own are bound in their places.
+pub(super) fn make(
+    root: &Root,
+    devices: &[LinuxDevice],
+    in_user_namespace: bool,
+) -> Result<(), InitError> {
     for (path, major, minor) in DEFAULT {
         let listed = devices.iter().any(|d| d.path() == Path::new(path));
-        if !listed {
+        if !listed && in_user_namespace {
+            bind(root, Path::new(path))?;
+        } else if !listed {
             root.make_node(
                 Path::new(path),
                 FileType::CharacterDevice,
@@ -74,6 +83,10 @@ pub(super) fn make(root: &Root, devices: &[LinuxDevice]) -> Result<(), InitError
                 number(device.minor(), "minor")?,
             )
         };
+        if in_user_namespace && kind != FileType::Fifo {
+            bind(root, device.path())?;
+            continue;
+        }
         root.make_node(
             device.path(),
             kind,
@@ -89,4 +102,12 @@ pub(super) fn make(root: &Root, devices: &[LinuxDevice]) -> Result<(), InitError
         root.replace_link(Path::new("/dev/ptmx"), "pts/ptmx")?;
     }
     Ok(())
+}
+
+/// Puts the guest's node of the same name in a device's place.
+fn bind(root: &Root, path: &Path) -> Result<(), InitError> {
+    let tree = clone_tree(CWD, path, false)
+        .map_err(|e| act(e, || format!("linux.devices: open {path:?} of the guest")))?;
+    let target = root.make_file(path)?;
+    attach(&tree, &target).map_err(|e| act(e, || format!("linux.devices: bind {path:?}")))
 }

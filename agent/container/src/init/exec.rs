@@ -8,22 +8,35 @@ use nix::{
 };
 use oci_spec::runtime::Process;
 
-use super::{Handed, InitError, act, process, terminal};
-use crate::job::Join;
+use super::{
+    Handed, InitError, act,
+    hooks::Hooks,
+    process::{self, Rest},
+    terminal, users,
+};
+use crate::job::{Also, Join};
 
 /// Joins the container and executes the command.
-pub(super) fn run(process: &Process, handed: Handed) -> Result<Infallible, InitError> {
+pub(super) fn run(process: &Process, also: Also, handed: Handed) -> Result<Infallible, InitError> {
     setsid().map_err(|e| act(e, || "begin a session".to_owned()))?;
-    process::set_oom_score(process)?;
     for (join, fd) in &handed.joins {
         if *join == Join::Everything {
             // All at once, and by pidfd: no path of /proc that could change meanwhile.
-            let flags = CloneFlags::CLONE_NEWIPC
+            let mut flags = CloneFlags::CLONE_NEWIPC
                 | CloneFlags::CLONE_NEWUTS
                 | CloneFlags::CLONE_NEWCGROUP
                 | CloneFlags::CLONE_NEWNS;
+            if also.user {
+                flags |= CloneFlags::CLONE_NEWUSER;
+            }
+            if also.time {
+                flags |= CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+            }
             setns(fd, flags).map_err(|e| act(e, || "join the container".to_owned()))?;
         }
+    }
+    if also.user {
+        users::become_root()?;
     }
     let terminal = handed
         .streams
@@ -31,5 +44,10 @@ pub(super) fn run(process: &Process, handed: Handed) -> Result<Infallible, InitE
         .then(|| terminal::open_here(process))
         .transpose()?;
     let profile = handed.seccomp.clone();
-    process::execute(process, profile.as_ref(), handed, terminal)
+    let rest = Rest {
+        profile: profile.as_ref(),
+        hooks: &Hooks::default(),
+        in_user_namespace: also.user,
+    };
+    process::execute(process, rest, handed, terminal)
 }

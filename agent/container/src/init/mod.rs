@@ -2,12 +2,15 @@
 //!
 //! See the drawing in the crate's documentation for who says what when.
 
+mod attributes;
 mod container;
 mod devices;
 mod exec;
+mod hooks;
 mod process;
 mod terminal;
 mod user;
+mod users;
 
 use std::{
     fs::File,
@@ -26,7 +29,7 @@ use crate::{
     job::{Failure, FailureKind, Job, Join, Task, Told},
     launch::{receive, tell},
     spec::SpecError,
-    sys::fork::{Side, default_signals, fork_into},
+    sys::fork::{NewNamespaces, Side, default_signals, fork_into},
 };
 
 /// argv[0] that makes the agent's binary be this.
@@ -80,6 +83,10 @@ pub(crate) struct Handed {
     pub joins: Vec<(Join, OwnedFd)>,
     /// An exec's filter: the container's.
     pub seccomp: Option<LinuxSeccomp>,
+    /// Made with the rights of the guest's root.
+    trees: users::Trees,
+    /// This process as the guest knows it.
+    guest_pid: i32,
 }
 
 /// Becomes the container's process, or ends.
@@ -135,9 +142,26 @@ fn make_process(channel: OwnedFd) -> Result<(), (OwnedFd, InitError)> {
         for join in &job.layout.joins {
             joins.push((*join, take(&mut fds)?));
         }
-        let new_pid_namespace = match &job.task {
-            Task::Create { spec, .. } => container::wants_pid_namespace(spec),
-            Task::Exec { .. } => false,
+        let process = match &job.task {
+            Task::Create { spec, .. } => spec.process().as_ref(),
+            Task::Exec { process, .. } => Some(&**process),
+        };
+        if let Some(process) = process {
+            // With the rights of the guest's root, which a user namespace takes; the child inherits both.
+            process::set_oom_score(process)?;
+            attributes::set_priorities(process)?;
+        }
+        let (trees, new) = match &job.task {
+            Task::Create { spec, .. } => {
+                let new = NewNamespaces {
+                    pid: container::wants_pid_namespace(spec),
+                    user: users::wanted_new(spec),
+                };
+                let trees = users::prepare(spec)?;
+                container::make_time_namespace(spec)?;
+                (trees, new)
+            }
+            Task::Exec { .. } => Default::default(),
         };
         for (join, fd) in &joins {
             // A pid namespace is entered by the next child only.
@@ -146,35 +170,48 @@ fn make_process(channel: OwnedFd) -> Result<(), (OwnedFd, InitError)> {
                     .map_err(|e| act(e, || "join the pid namespace".to_owned()))?;
             }
         }
+        for (join, fd) in &joins {
+            // Last: it takes the rights to join others. The child's pid namespace is then owned by it.
+            if *join == Join::User {
+                nix::sched::setns(fd, nix::sched::CloneFlags::CLONE_NEWUSER)
+                    .map_err(|e| act(e, || "join the user namespace".to_owned()))?;
+            }
+        }
         let gate =
             pipe_with(PipeFlags::CLOEXEC).map_err(|e| act(e, || "make a pipe".to_owned()))?;
-        let side = fork_into(cgroup.as_ref().map(AsFd::as_fd), new_pid_namespace)
+        let side = fork_into(cgroup.as_ref().map(AsFd::as_fd), new)
             .map_err(|e| act(e, || "clone".to_owned()))?;
-        Ok((streams, joins, gate, side))
+        Ok((streams, joins, trees, gate, side))
     })();
-    let (streams, joins, (gate_in, gate_out), side) = match prepared {
+    let (streams, joins, trees, (gate_in, gate_out), side) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return Err((channel, error)),
     };
     match side {
         Side::Parent { child } => {
             drop(gate_in);
-            match introduce(&channel, child, gate_out) {
+            let mapped = match &job.task {
+                Task::Create { spec, .. } if users::wanted_new(spec) => users::map(child, spec),
+                _ => Ok(()),
+            };
+            match mapped.and_then(|()| introduce(&channel, child, gate_out)) {
                 Ok(()) => Ok(()),
                 Err(error) => Err((channel, error)),
             }
         }
         Side::Child => {
             drop(gate_out);
-            let mut byte = [0];
-            match File::from(gate_in).read(&mut byte) {
-                Ok(1) => second_stage(
+            let mut pid = [0; size_of::<i32>()];
+            match File::from(gate_in).read_exact(&mut pid).map(drop) {
+                Ok(_) => second_stage(
                     job,
                     Handed {
                         channel,
                         streams,
                         joins,
                         seccomp: None,
+                        trees,
+                        guest_pid: i32::from_ne_bytes(pid),
                     },
                 ),
                 // Nobody knows this process: it must not be.
@@ -208,7 +245,7 @@ fn introduce(channel: &OwnedFd, child: i32, gate: OwnedFd) -> Result<(), InitErr
         .map_err(|e| act(e, || "tell the pid".to_owned()))?;
     hear(channel, b'K')?;
     File::from(gate)
-        .write_all(b"K")
+        .write_all(&child.to_ne_bytes())
         .map_err(|e| act(e, || "open the gate".to_owned()))
 }
 
@@ -239,9 +276,13 @@ fn second_stage(job: Job, handed: Handed) -> ! {
     let channel = handed.channel.try_clone();
     let result = match job.task {
         Task::Create { spec, anchor } => container::run(&spec, &anchor, handed),
-        Task::Exec { process, seccomp } => {
+        Task::Exec {
+            process,
+            seccomp,
+            also,
+        } => {
             let seccomp = seccomp.map(|profile| *profile);
-            exec::run(&process, Handed { seccomp, ..handed })
+            exec::run(&process, also, Handed { seccomp, ..handed })
         }
     };
     // Neither returns when all went well.

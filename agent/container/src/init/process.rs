@@ -16,12 +16,14 @@ use nix::unistd::{AccessFlags, access, execve};
 use oci_spec::runtime::{LinuxSeccomp, Process};
 use rustix::{
     fs::{FileType, Uid, fchown, fstat},
+    io::Errno,
     thread::set_no_new_privs,
 };
 
 use super::{
     Handed, InitError, act, await_start,
     container::own_proc,
+    hooks::Hooks,
     terminal::{self, Terminal},
     user,
 };
@@ -41,19 +43,26 @@ pub(super) fn set_oom_score(process: &Process) -> Result<(), InitError> {
     Ok(())
 }
 
+/// What differs between a container's first process and an exec.
+pub(super) struct Rest<'a> {
+    pub profile: Option<&'a LinuxSeccomp>,
+    pub hooks: &'a Hooks,
+    pub in_user_namespace: bool,
+}
+
 /// Everything from here to exec. Waits for the start in between.
 pub(super) fn execute(
     process: &Process,
-    profile: Option<&LinuxSeccomp>,
+    rest: Rest<'_>,
     handed: Handed,
     terminal: Option<Terminal>,
 ) -> Result<Infallible, InitError> {
     let Handed {
         channel, streams, ..
     } = handed;
-    let filter = profile.map(seccomp::compile).transpose()?;
+    let filter = rest.profile.map(seccomp::compile).transpose()?;
     user::set_limits(process)?;
-    connect_streams(process, streams, terminal.as_ref())?;
+    connect_streams(process, streams, terminal.as_ref(), rest.in_user_namespace)?;
     let early = std::env::set_current_dir(process.cwd());
     let no_new_privileges = process.no_new_privileges() == Some(true);
     // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the user may not have: then the profile
@@ -98,6 +107,7 @@ pub(super) fn execute(
     await_start(&channel, terminal.as_ref().map(|t| &t.master))?;
     drop(terminal);
     install(late_filter)?;
+    rest.hooks.run_start()?;
     let Err(errno) = execve(&program, &arguments, &environment);
     // Too late to fail the start: the words and the code of runc, on the container's own stderr.
     let words = format!("exec {}: {}\n", path.display(), errno_words(&errno.into()));
@@ -121,6 +131,7 @@ fn connect_streams(
     process: &Process,
     streams: Option<[OwnedFd; 3]>,
     terminal: Option<&Terminal>,
+    in_user_namespace: bool,
 ) -> Result<(), InitError> {
     let doing = || "connect standard streams".to_owned();
     match (&streams, terminal) {
@@ -148,7 +159,11 @@ fn connect_streams(
         let null = kind == FileType::CharacterDevice && terminal.is_none();
         if !null && stat.st_uid != process.user().uid() {
             let uid = Uid::from_raw(process.user().uid());
-            fchown(stream.as_fd(), Some(uid), None).map_err(|e| act(e, doing))?;
+            match fchown(stream.as_fd(), Some(uid), None) {
+                // The agent's pipes are not of this user namespace; they can still be used.
+                Err(Errno::PERM | Errno::INVAL) if in_user_namespace => {}
+                other => other.map_err(|e| act(e, doing))?,
+            }
         }
     }
     Ok(())

@@ -18,24 +18,7 @@ use super::{InitError, act};
 /// Raises or lowers resource limits; as root, before capabilities go.
 pub(super) fn set_limits(process: &Process) -> Result<(), InitError> {
     for (index, limit) in process.rlimits().iter().flatten().enumerate() {
-        let resource = match limit.typ() {
-            PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
-            PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
-            PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
-            PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
-            PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
-            PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
-            PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
-            PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
-            PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
-            PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
-            PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
-            PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
-            PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
-            PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
-            PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
-            PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
-        };
+        let resource = resource(limit.typ());
         setrlimit(resource, limit.soft(), limit.hard()).map_err(|e| {
             act(e, || {
                 format!("process.rlimits[{index}]: set {}", limit.typ())
@@ -43,6 +26,28 @@ pub(super) fn set_limits(process: &Process) -> Result<(), InitError> {
         })?;
     }
     Ok(())
+}
+
+/// The kernel's name of a limit.
+pub(super) fn resource(kind: PosixRlimitType) -> Resource {
+    match kind {
+        PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
+    }
 }
 
 /// The five sets as the kernel's.

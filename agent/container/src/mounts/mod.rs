@@ -3,6 +3,7 @@
 //! Everything goes through descriptors: a destination is walked with `openat2(RESOLVE_IN_ROOT)` from the
 //! root filesystem's directory, so that no symbolic link in an image leads a mount out of it.
 
+mod copy_up;
 pub(crate) mod options;
 pub(crate) mod paths;
 
@@ -26,16 +27,51 @@ use self::{options::MountOptions, paths::Root};
 use crate::{
     init::{InitError, act},
     spec::{invalid, unsupported},
-    sys::mount_attr::{MountAttr, mount_setattr},
+    sys::mount_attr::{MountAttr, map_ids, mount_setattr},
 };
+
+/// What of a mount had to be made with the guest's own rights, before a user namespace was entered.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    /// The detached mount: its source cannot be opened later.
+    pub tree: Option<OwnedFd>,
+    /// The user namespace that maps its ids.
+    pub users: Option<OwnedFd>,
+}
+
+/// Opens what the rights of the guest's root are needed for: sources of binds, and sysfs, which belongs
+/// to the network namespace.
+pub(crate) fn prepare(index: usize, mount: &Mount) -> Result<Option<OwnedFd>, InitError> {
+    let words = mount.options().as_deref().unwrap_or_default();
+    let options = parse_options(index, words)?;
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    if options.is_bind() || kind == "bind" {
+        return clone_source(index, mount, options.bind.unwrap_or(false)).map(Some);
+    }
+    if kind == "sysfs" {
+        return new_filesystem(index, kind, mount, &options).map(Some);
+    }
+    Ok(None)
+}
+
+fn parse_options(index: usize, words: &[String]) -> Result<MountOptions, InitError> {
+    options::parse(words).map_err(|refused| {
+        let what = format!("option {:?}", refused.0);
+        unsupported(format!("mounts[{index}].options"), what).into()
+    })
+}
 
 /// Mounts `mounts[index]` in the root filesystem. Returns whether it must be made read-only at the end
 /// ([`make_read_only`]), because more is to be made in it.
-pub(crate) fn mount(root: &Root, index: usize, mount: &Mount) -> Result<bool, InitError> {
+pub(crate) fn mount(
+    root: &Root,
+    index: usize,
+    mount: &Mount,
+    prepared: Prepared,
+) -> Result<bool, InitError> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     let words = mount.options().as_deref().unwrap_or_default();
-    let mut options = options::parse(words)
-        .map_err(|refused| unsupported(field("options"), format!("option {:?}", refused.0)))?;
+    let mut options = parse_options(index, words)?;
     let kind = mount.typ().as_deref().unwrap_or_default();
     let destination = mount.destination();
     let is_dev = kind == "tmpfs" && destination == Path::new("/dev");
@@ -44,7 +80,9 @@ pub(crate) fn mount(root: &Root, index: usize, mount: &Mount) -> Result<bool, In
         options.set &= !libc::MOUNT_ATTR_RDONLY;
     }
 
-    let tree = if options.is_bind() || kind == "bind" {
+    let tree = if let Some(tree) = prepared.tree {
+        tree
+    } else if options.is_bind() || kind == "bind" {
         clone_source(index, mount, options.bind.unwrap_or(false))?
     } else {
         let kind = if kind == "cgroup" { "cgroup2" } else { kind };
@@ -58,6 +96,18 @@ pub(crate) fn mount(root: &Root, index: usize, mount: &Mount) -> Result<bool, In
     } else {
         root.make_file(destination)?
     };
+    if options.copy_up {
+        copy_up::fill(&tree, &target).map_err(|e| {
+            act(e, || {
+                format!("{}: tmpcopyup of {destination:?}", field("options"))
+            })
+        })?;
+    }
+    if let Some(users) = prepared.users {
+        let recursive = options.id_mapped.unwrap_or(false);
+        map_ids(tree.as_fd(), users.as_fd(), recursive)
+            .map_err(|e| act(e, || format!("{}: map ids", field("uidMappings"))))?;
+    }
     apply_attributes(tree.as_fd(), &options)
         .map_err(|e| act(e, || format!("{}: set mount attributes", field("options"))))?;
     attach(&tree, &target)

@@ -22,6 +22,10 @@ pub struct MountOptions {
     pub propagation: Vec<(u64, bool)>,
     /// Flags of the filesystem itself: `sync`, `dirsync`, ...
     pub fs_flags: Vec<&'static str>,
+    /// A tmpfs begins with what the image has in its place.
+    pub copy_up: bool,
+    /// `idmap` (false) or `ridmap` (true).
+    pub id_mapped: Option<bool>,
     /// What is left: the filesystem's own parameters.
     pub data: Vec<String>,
 }
@@ -126,7 +130,10 @@ pub fn parse(words: &[String]) -> Result<MountOptions, Refused> {
             "sync" => options.fs_flags.push("sync"),
             "dirsync" => options.fs_flags.push("dirsync"),
             "lazytime" => options.fs_flags.push("lazytime"),
-            "mand" | "iversion" | "silent" | "remount" | "tmpcopyup" | "idmap" | "ridmap" => {
+            "tmpcopyup" => options.copy_up = true,
+            "idmap" => options.id_mapped = Some(false),
+            "ridmap" => options.id_mapped = Some(true),
+            "mand" | "iversion" | "silent" | "remount" => {
                 return Err(Refused(word.to_owned()));
             }
             "" => return Err(Refused(String::new())),
@@ -187,8 +194,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case("tmpcopyup")]
-    #[case("idmap")]
+    #[case("iversion")]
     #[case("remount")]
     #[case("mand")]
     #[case("")]
@@ -217,7 +223,7 @@ mod tests {
                         || word.strip_prefix('r').and_then(attribute).is_some()
                         || propagation(word).is_some()
                         || ["bind", "rbind", "defaults", "async", "nomand", "loud", "nolazytime",
-                            "noiversion", "sync", "dirsync", "lazytime"].contains(&word.as_str());
+                            "noiversion", "sync", "dirsync", "lazytime", "idmap", "ridmap"].contains(&word.as_str());
                     prop_assert!(known || options.data.contains(word));
                 }
             }

@@ -38,6 +38,11 @@ fn normalize(path: &Path) -> Vec<OsString> {
     parts
 }
 
+/// A path inside a root filesystem without `.`, `..` and the leading `/`.
+pub(crate) fn cleaned(path: &Path) -> PathBuf {
+    normalize(path).iter().collect()
+}
+
 impl Root {
     /// `directory` is open with O_PATH on the mount of the root filesystem.
     pub(crate) fn new(directory: OwnedFd) -> Self {

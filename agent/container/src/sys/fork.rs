@@ -14,20 +14,27 @@ pub(crate) enum Side {
     Child,
 }
 
-/// Forks; the child begins in `cgroup` (an open cgroup v2 directory), and in a pid namespace of its own
-/// with `new_pid_namespace`. The caller never counts against the cgroup's limits.
+/// Namespaces in which a child begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NewNamespaces {
+    pub pid: bool,
+    /// Owns the others.
+    pub user: bool,
+}
+
+/// Forks; the child begins in `cgroup` (an open cgroup v2 directory) and in `new` namespaces. The caller never counts against the cgroup's limits.
 ///
 /// Must be called by a process with one thread: the child is then an exact copy, locks included.
-pub(crate) fn fork_into(
-    cgroup: Option<BorrowedFd<'_>>,
-    new_pid_namespace: bool,
-) -> io::Result<Side> {
+pub(crate) fn fork_into(cgroup: Option<BorrowedFd<'_>>, new: NewNamespaces) -> io::Result<Side> {
     let mut flags = 0;
     if cgroup.is_some() {
         flags |= CLONE_INTO_CGROUP;
     }
-    if new_pid_namespace {
+    if new.pid {
         flags |= libc::CLONE_NEWPID as u64;
+    }
+    if new.user {
+        flags |= libc::CLONE_NEWUSER as u64;
     }
     let args = libc::clone_args {
         flags,

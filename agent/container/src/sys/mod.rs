@@ -5,6 +5,7 @@ pub(crate) mod bpf;
 pub(crate) mod descriptors;
 pub(crate) mod fork;
 pub(crate) mod mount_attr;
+pub(crate) mod schedule;
 pub(crate) mod seccomp;
 
 /// An error as runc shows it: Go's words for an errno, not Rust's ("(os error 2)" is noise to users).

@@ -25,6 +25,25 @@ pub(crate) fn mount_setattr(
         propagation: attr.propagation,
         userns_fd: 0,
     };
+    set(mount, raw, recursive)
+}
+
+/// Maps the ids of files on a detached mount by a user namespace (mount_setattr(2), "ID-mapped mounts").
+pub(crate) fn map_ids(
+    mount: BorrowedFd<'_>,
+    users: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let raw = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(users.as_raw_fd()).unwrap_or(u64::MAX),
+    };
+    set(mount, raw, recursive)
+}
+
+fn set(mount: BorrowedFd<'_>, raw: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;
