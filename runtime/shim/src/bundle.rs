@@ -5,12 +5,56 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Where containerd 1.6 looks for the socket after a restart.
 const ADDRESS: &str = "address";
 /// Which process serves; only in the bundle it was started for.
 const SERVER: &str = "isopod-shim.json";
+
+/// Why a bundle's specification cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// No such file, or no right to it.
+    #[error("read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no specification.
+    #[error("{field}: {reason}")]
+    Parse {
+        /// JSON path of the property.
+        field: String,
+        /// In words.
+        reason: String,
+    },
+}
+
+/// The bundle's config.json; an error names the property.
+pub fn read_spec(bundle: &Path) -> Result<Spec, SpecError> {
+    let path = bundle.join("config.json");
+    let text = fs::read(&path).map_err(|source| SpecError::Read { path, source })?;
+    parse_json("config.json", &text)
+}
+
+/// An object of the runtime specification; `whole` is its name when no property of it is at fault.
+pub fn parse_json<T: DeserializeOwned>(whole: &str, json: &[u8]) -> Result<T, SpecError> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        SpecError::Parse {
+            field: match path.as_str() {
+                "." | "?" => whole.to_owned(),
+                _ => path,
+            },
+            reason: error.inner().to_string(),
+        }
+    })
+}
 
 /// The server process of a pod, named so that a reused pid is not mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +160,28 @@ mod tests {
             ..record
         };
         assert!(!reused.lives());
+    }
+
+    #[test]
+    fn a_bad_property_is_named() {
+        let bundle = tempfile::tempdir().expect("a directory");
+        let error = |bundle: &Path| read_spec(bundle).expect_err("refused").to_string();
+        assert!(error(bundle.path()).starts_with("read "));
+        for (text, field) in [
+            ("{", "config.json: "),
+            (
+                r#"{"linux": {"namespaces": [{"type": "what"}]}}"#,
+                "linux.namespaces[0].type: ",
+            ),
+            (
+                r#"{"process": {"cwd": "/", "rlimits": [{"type": "RLIMIT_WHAT", "soft": 1, "hard": 1}]}}"#,
+                "process.rlimits[0].type: ",
+            ),
+        ] {
+            fs::write(bundle.path().join("config.json"), text).expect("written");
+            let error = error(bundle.path());
+            assert!(error.starts_with(field), "{error}");
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ use isopod_sandbox::ProcessId;
 use serde::de::DeserializeOwned;
 
 use crate::{
+    bundle,
     convert::{self, rpc_error, status_error},
     io::Paths,
     logging::Log,
@@ -76,7 +77,7 @@ fn invalid(message: impl ToString) -> ttrpc::Error {
 /// containerd wraps the runtime specification's objects as JSON in an `Any`.
 fn json<T: DeserializeOwned>(any: Option<&Any>, what: &str) -> ttrpc::Result<T> {
     let any = any.ok_or_else(|| invalid(format!("{what} is missing")))?;
-    serde_json::from_slice(&any.value).map_err(|error| invalid(format!("{what}: {error}")))
+    bundle::parse_json(what, &any.value).map_err(invalid)
 }
 
 type Answer<T> = ttrpc::Result<T>;

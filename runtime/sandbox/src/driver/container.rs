@@ -13,7 +13,8 @@ use crate::{
     ContainerRequest, Created, Error, ExecRequest, Exit, ProcessId, Stdio,
     guest::StreamIds,
     host::{self, facts::Host},
-    plan, stdio,
+    plan::{self, HostHooks},
+    stdio,
 };
 
 const SIGKILL: u32 = 9;
@@ -58,9 +59,11 @@ pub(super) fn take(call: Call, state: &mut State, effects: Effects) -> Option<Ef
         }
         Call::Pause(container, reply) => freeze(container, true, reply, state, effects),
         Call::Resume(container, reply) => freeze(container, false, reply, state, effects),
-        Call::Update(container, resources, reply) => {
+        Call::Update(container, mut resources, reply) => {
             let guest = effects.guest.clone();
             let allowed = state.init(&container).map(drop);
+            let allowed = allowed
+                .and_then(|()| plan::translate_resources(&mut resources).map_err(Error::from));
             let json = serde_json::to_vec(&*resources);
             let json = json.map_err(|error| Error::InvalidArgument(error.to_string()));
             match allowed.and(json) {
@@ -185,7 +188,7 @@ fn create(
     Some(Box::pin(async move {
         let created = make_container(&effects, request, first_pid, ids).await;
         change(move |state| {
-            let created = match created {
+            let (created, hooks) = match created {
                 Ok(created) => created,
                 Err(error) => {
                     state.remove(&id);
@@ -193,6 +196,7 @@ fn create(
                     return;
                 }
             };
+            state.keep_hooks(&id.container, hooks);
             let early = state
                 .find_mut(&id)
                 .ok()
@@ -203,13 +207,13 @@ fn create(
     }))
 }
 
-/// Host mounts, streams, then the agent. On failure nothing stays on the host.
+/// Host mounts, hooks, streams, then the agent. On failure nothing stays on the host.
 async fn make_container(
     effects: &Effects,
     request: ContainerRequest,
     first_pid: Option<u32>,
     ids: StreamIds,
-) -> Result<Created, Error> {
+) -> Result<(Created, HostHooks), Error> {
     let container = request.id.clone();
     let paths = effects.paths.clone();
     // Looking at paths and mounting may wait for disks: not on the runtime's thread.
@@ -222,7 +226,12 @@ async fn make_container(
         .await
         .map_err(|error| Error::Failed(error.to_string()))?;
     let plan = attached?;
+    let hooks = plan.hooks;
     let act = async {
+        let told = hooks.state("creating", Some(effects.machine_pid));
+        host::hooks::run(&hooks.create, &hooks.bundle, &told)
+            .await
+            .map_err(|error| Error::Failed(error.to_string()))?;
         let streams = effects.ask(stdio::open(&effects.guest, ids)).await?;
         let made = effects
             .guest
@@ -234,11 +243,18 @@ async fn make_container(
         })
     };
     match act.await {
-        Ok(created) => Ok(created),
+        Ok(created) => Ok((created, hooks)),
         Err(error) => {
             if let Err(undo) = detach(effects, &container).await {
                 tracing::warn!(container, %undo, "undo a failed create");
             }
+            // What the first hooks made, the last ones remove.
+            host::hooks::run_all(
+                &hooks.poststop,
+                &hooks.bundle,
+                &hooks.state("stopped", None),
+            )
+            .await;
             Err(error)
         }
     }
@@ -311,8 +327,13 @@ fn start(id: ProcessId, reply: Reply<u32>, state: &mut State, effects: Effects) 
     if let Ok(process) = state.find_mut(&id) {
         process.starting();
     }
+    let hooks = state.hooks_of_init(&id);
     Some(Box::pin(async move {
         let started = effects.ask(effects.guest.start(&id)).await;
+        let refused = match (&started, hooks) {
+            (Ok(_), Some(hooks)) => poststart(&effects, &id, &hooks).await.err(),
+            _ => None,
+        };
         change(move |state| {
             let process = state.find_mut(&id).ok();
             let early = match (process, &started) {
@@ -320,10 +341,21 @@ fn start(id: ProcessId, reply: Reply<u32>, state: &mut State, effects: Effects) 
                 (Some(process), Err(_)) => process.start_refused(),
                 (None, _) => None,
             };
-            let _ = reply.send(started);
+            // Its end is on its way.
+            let _ = reply.send(refused.map_or(started, Err));
             tell_early(state, &id, early);
         })
     }))
+}
+
+/// Runs what is to run once the command does. After a failure the container is ended, as runc does.
+async fn poststart(effects: &Effects, id: &ProcessId, hooks: &HostHooks) -> Result<(), Error> {
+    let told = hooks.state("running", Some(effects.machine_pid));
+    let ran = host::hooks::run(&hooks.poststart, &hooks.bundle, &told).await;
+    let Err(error) = ran else { return Ok(()) };
+    // It may have ended by itself.
+    let _ = effects.ask(effects.guest.kill(id, SIGKILL, true)).await;
+    Err(Error::Failed(error.to_string()))
 }
 
 fn tell_early(state: &State, id: &ProcessId, early: Option<Exit>) {
@@ -386,6 +418,7 @@ fn delete(
     if let Err(error) = require(state, &id, Process::can_delete, "is running: stop it first") {
         return answer(reply, Err(error));
     }
+    let hooks = state.hooks_of_init(&id);
     let Ok(process) = state.find_mut(&id) else {
         return None;
     };
@@ -409,6 +442,10 @@ fn delete(
             };
             if id.exec.is_empty() {
                 detach(&effects, &id.container).await?;
+            }
+            if let Some(hooks) = &hooks {
+                let told = hooks.state("stopped", None);
+                host::hooks::run_all(&hooks.poststop, &hooks.bundle, &told).await;
             }
             Ok(known)
         };

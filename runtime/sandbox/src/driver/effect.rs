@@ -23,6 +23,8 @@ pub(crate) type Effect = Pin<Box<dyn Future<Output = Change> + Send>>;
 pub(crate) struct Effects {
     pub guest: Arc<Guest>,
     pub paths: PodPaths,
+    /// What hooks are told as a container's pid.
+    pub machine_pid: u32,
     pub gone: watch::Receiver<Option<String>>,
 }
 

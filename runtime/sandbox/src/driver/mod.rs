@@ -108,6 +108,7 @@ impl Driver {
         Effects {
             guest: self.guest.clone(),
             paths: self.host.plan.paths.clone(),
+            machine_pid: self.host.machine_pid(),
             gone: self.gone.subscribe(),
         }
     }

@@ -1,16 +1,18 @@
 //! The pod's containers and their processes.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use tokio::sync::broadcast;
 
 use super::process::Process;
-use crate::{Error, Event, Exit, ProcessId, stdio::StreamNumbers};
+use crate::{Error, Event, Exit, ProcessId, plan::HostHooks, stdio::StreamNumbers};
 
 /// All that the driver knows of the pod's inside.
 pub(crate) struct State {
     /// Container -> exec id (empty: init) -> process.
     containers: BTreeMap<String, BTreeMap<String, Process>>,
+    /// What runs on the host at a container's start and end.
+    hooks: BTreeMap<String, Arc<HostHooks>>,
     /// The pod's first container: whose namespaces later ones join.
     first: Option<String>,
     pub streams: StreamNumbers,
@@ -23,6 +25,7 @@ impl State {
     pub fn new(events: broadcast::Sender<Event>) -> Self {
         Self {
             containers: BTreeMap::new(),
+            hooks: BTreeMap::new(),
             first: None,
             streams: StreamNumbers::default(),
             given_up: None,
@@ -60,12 +63,24 @@ impl State {
     pub fn remove(&mut self, id: &ProcessId) {
         if id.exec.is_empty() {
             self.containers.remove(&id.container);
+            self.hooks.remove(&id.container);
             if self.first.as_ref() == Some(&id.container) {
                 self.first = None;
             }
         } else if let Some(processes) = self.containers.get_mut(&id.container) {
             processes.remove(&id.exec);
         }
+    }
+
+    /// A container is made: these are its hooks.
+    pub fn keep_hooks(&mut self, container: &str, hooks: HostHooks) {
+        self.hooks.insert(container.to_owned(), Arc::new(hooks));
+    }
+
+    /// The hooks of the container whose init `id` is.
+    pub fn hooks_of_init(&self, id: &ProcessId) -> Option<Arc<HostHooks>> {
+        let init = id.exec.is_empty();
+        self.hooks.get(&id.container).filter(|_| init).cloned()
     }
 
     pub fn find(&self, id: &ProcessId) -> Result<&Process, Error> {

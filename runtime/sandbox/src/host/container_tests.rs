@@ -26,6 +26,7 @@ fn plan(rootfs: &Path, binds: Vec<BindPlan>) -> ContainerPlan {
         }],
         binds,
         spec_json: Vec::new(),
+        hooks: Default::default(),
         stdio: StdioRequest::default(),
     }
 }

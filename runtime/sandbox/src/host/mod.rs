@@ -3,6 +3,7 @@
 pub(crate) mod artifact;
 pub(crate) mod container;
 pub(crate) mod facts;
+pub(crate) mod hooks;
 pub(crate) mod mount;
 mod overlay;
 #[cfg(test)]

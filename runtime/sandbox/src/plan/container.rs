@@ -7,8 +7,8 @@ use nix::mount::MsFlags;
 use oci_spec::runtime::Spec;
 
 use super::{
-    BindPlan, HostFacts, PlanError, RootfsPlan, SourceKind, UNTRUSTED, guest_spec, mount_options,
-    mounts, paths::check_id,
+    BindPlan, HostFacts, HostHooks, PlanError, RootfsPlan, SourceKind, UNTRUSTED, guest_spec,
+    mount_options, mounts, paths::check_id,
 };
 use crate::{ContainerRequest, RootfsMount, StdioRequest};
 
@@ -22,6 +22,7 @@ pub(crate) struct ContainerPlan {
     /// The guest's config.json.
     pub spec_json: Vec<u8>,
     pub stdio: StdioRequest,
+    pub hooks: HostHooks,
 }
 
 /// Plans a container. `first_pid`: the guest's pid of the pod's first container, unless this is it.
@@ -36,6 +37,7 @@ pub(crate) fn plan_container(
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     let binds = mounts::plan_mounts(&request.id, &request.bundle, &mut mounts, host)?;
     spec.set_mounts(Some(mounts));
+    let hooks = HostHooks::take(&request.id, &request.bundle, &mut spec)?;
     guest_spec::translate(&request.id, &mut spec, request.stdio.terminal, first_pid)?;
     let spec_json = serde_json::to_vec(&spec)
         .map_err(|error| PlanError::invalid("config.json", error.to_string()))?;
@@ -55,6 +57,7 @@ pub(crate) fn plan_container(
         binds,
         spec_json,
         stdio: request.stdio,
+        hooks,
     })
 }
 
@@ -62,7 +65,7 @@ pub(crate) fn plan_container(
 pub(crate) fn plan_exec(exec_id: &str, request: &crate::ExecRequest) -> Result<Vec<u8>, PlanError> {
     check_id("exec id", exec_id)?;
     let mut process = request.process.clone();
-    guest_spec::translate_process(&mut process, request.stdio.terminal);
+    guest_spec::translate_process(&mut process, request.stdio.terminal)?;
     serde_json::to_vec(&process).map_err(|error| PlanError::invalid("process", error.to_string()))
 }
 

@@ -3,21 +3,22 @@
 //! | field | in the guest |
 //! |---|---|
 //! | network namespace | removed: the pod's network is the machine's |
-//! | ipc, uts, pid namespace with a path | joins the pod's first container |
 //! | ipc, uts, pid, mount, cgroup, user namespace without a path | kept |
 //! | cgroupsPath | `/isopod/<id>`: the host's hierarchy does not exist there |
+//! | ipc, uts, pid, user namespace with a path | joins the pod's first container |
 //! | cpuset of resources | removed: it numbers the host's CPUs and memory nodes |
-//! | AppArmor profile, SELinux labels | removed: they name policy that the host's kernel holds; the machine's border takes their place |
-//! | hooks, devices of the host, intelRdt, netDevices | an error names them |
+//! | AppArmor profile, SELinux labels | an engine's default ones are removed, others refused: see `labels` |
+//! | hooks | those of the host are taken out: see `hooks` |
+//! | devices of the host, intelRdt, netDevices | an error names them |
 
 use std::path::PathBuf;
 
 use isopod_protocol::paths;
 use oci_spec::runtime::{
-    Linux, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Process, Spec,
+    Linux, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec,
 };
 
-use super::{PlanError, devices};
+use super::{PlanError, devices, labels};
 
 /// Translates everything but the mounts. `first_pid` is the guest's pid of the pod's first
 /// container's init, unless this is that container.
@@ -27,12 +28,6 @@ pub(crate) fn translate(
     terminal: bool,
     first_pid: Option<u32>,
 ) -> Result<(), PlanError> {
-    if has_hooks(spec) {
-        return Err(PlanError::unsupported(
-            "hooks",
-            "they are programs of the host and cannot run in a virtual machine",
-        ));
-    }
     if spec.windows().is_some() || spec.solaris().is_some() || spec.vm().is_some() {
         return Err(PlanError::unsupported(
             "windows, solaris, vm",
@@ -46,7 +41,7 @@ pub(crate) fn translate(
         )));
     }
     if let Some(process) = spec.process_mut() {
-        translate_process(process, terminal);
+        translate_process(process, terminal)?;
     }
     match spec.linux_mut() {
         Some(linux) => translate_linux(container, linux, first_pid),
@@ -55,28 +50,44 @@ pub(crate) fn translate(
 }
 
 /// A process, of a container or an exec.
-pub(crate) fn translate_process(process: &mut Process, terminal: bool) {
+pub(crate) fn translate_process(process: &mut Process, terminal: bool) -> Result<(), PlanError> {
     process.set_terminal(Some(terminal));
-    process.set_apparmor_profile(None);
-    process.set_selinux_label(None);
+    labels::drop_default(process)
 }
 
-fn has_hooks(spec: &Spec) -> bool {
-    let Some(hooks) = spec.hooks() else {
-        return false;
+/// Limits, of a container or of an update. A cpuset numbers the CPUs and memory nodes of the host; the
+/// guest's are others.
+pub(crate) fn translate_resources(resources: &mut LinuxResources) -> Result<(), PlanError> {
+    let Some(cpu) = resources.cpu_mut() else {
+        return Ok(());
     };
-    #[allow(deprecated)] // prestart is deprecated, but Docker uses it
-    let lists = [
-        hooks.prestart(),
-        hooks.create_runtime(),
-        hooks.create_container(),
-        hooks.start_container(),
-        hooks.poststart(),
-        hooks.poststop(),
-    ];
-    lists
-        .iter()
-        .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+    for (list, name) in [(cpu.cpus(), "cpus"), (cpu.mems(), "mems")] {
+        let text = list.as_deref().unwrap_or_default();
+        if !is_number_list(text) {
+            return Err(PlanError::invalid(
+                format!("linux.resources.cpu.{name}"),
+                format!("{text:?} is not a list of numbers"),
+            ));
+        }
+    }
+    cpu.set_cpus(None);
+    cpu.set_mems(None);
+    Ok(())
+}
+
+/// cpuset(7), "List format": `0-4,9`. Empty is no list.
+fn is_number_list(text: &str) -> bool {
+    let number = |text: &str| text.parse::<u32>().ok();
+    text.is_empty()
+        || text
+            .trim()
+            .split(',')
+            .all(|range| match range.split_once('-') {
+                Some((from, to)) => {
+                    number(from).is_some_and(|from| number(to).is_some_and(|to| from <= to))
+                }
+                None => number(range).is_some(),
+            })
 }
 
 fn translate_linux(
@@ -85,7 +96,8 @@ fn translate_linux(
     first_pid: Option<u32>,
 ) -> Result<(), PlanError> {
     linux.set_cgroups_path(Some(PathBuf::from(format!("/isopod/{container}"))));
-    linux.set_mount_label(None);
+    labels::drop_default_mount_label(linux)?;
+    check_network_sysctls(linux)?;
     if linux.intel_rdt().is_some() {
         return Err(PlanError::unsupported(
             "linux.intelRdt",
@@ -102,11 +114,8 @@ fn translate_linux(
             "not supported yet",
         ));
     }
-    if let Some(resources) = linux.resources_mut()
-        && let Some(cpu) = resources.cpu_mut()
-    {
-        cpu.set_cpus(None);
-        cpu.set_mems(None);
+    if let Some(resources) = linux.resources_mut() {
+        translate_resources(resources)?;
     }
     for (place, device) in linux.devices().iter().flatten().enumerate() {
         let character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
@@ -128,6 +137,24 @@ fn translate_linux(
     Ok(())
 }
 
+/// runc's rule: a container that shares the host's network does not set its parameters. In the guest
+/// nothing of the network namespace is left to tell by.
+fn check_network_sysctls(linux: &Linux) -> Result<(), PlanError> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    if namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Network) {
+        return Ok(());
+    }
+    for name in linux.sysctl().iter().flat_map(|map| map.keys()) {
+        if name.starts_with("net.") || name.starts_with("net/") {
+            return Err(PlanError::invalid(
+                format!("linux.sysctl[{name:?}]"),
+                "it is not allowed in the host's network namespace",
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn translate_namespace(
     place: usize,
     mut namespace: LinuxNamespace,
@@ -145,6 +172,7 @@ fn translate_namespace(
         LinuxNamespaceType::Ipc => "ipc",
         LinuxNamespaceType::Uts => "uts",
         LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::User => "user",
         _ => {
             return Err(PlanError::unsupported(
                 field,

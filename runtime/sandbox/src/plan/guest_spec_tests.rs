@@ -17,13 +17,13 @@ fn with_linux(linux: Value) -> Value {
 fn what_names_the_host_is_translated_or_removed() {
     let process = json!({
         "cwd": "/", "user": {"uid": 0, "gid": 0}, "args": ["sh"], "terminal": false,
-        "apparmorProfile": "cri-containerd.apparmor.d", "selinuxLabel": "system_u:x",
+        "apparmorProfile": "cri-containerd.apparmor.d", "selinuxLabel": "system_u:system_r:container_t:s0:c1,c2",
         "capabilities": {"bounding": ["CAP_CHOWN"]},
     });
     let spec = json!({
         "ociVersion": "1.0.2", "root": {"path": "rootfs", "readonly": true}, "process": process,
         "linux": {
-            "cgroupsPath": "kubepods-burstable.slice:cri-containerd:abc", "mountLabel": "x",
+            "cgroupsPath": "kubepods-burstable.slice:cri-containerd:abc", "mountLabel": "system_u:object_r:container_file_t:s0:c1,c2",
             "resources": {"cpu": {"cpus": "0-3", "mems": "0", "quota": 5000, "period": 10000}},
         },
     });
@@ -89,10 +89,33 @@ fn devices_that_every_linux_has_are_kept() {
     assert_eq!(guest["linux"]["devices"], devices);
 }
 
+#[rstest]
+#[case(json!({"apparmorProfile": "my-profile"}), json!({}), "process.apparmorProfile")]
+#[case(json!({"selinuxLabel": "system_u:system_r:mine_t:s0"}), json!({}), "process.selinuxLabel")]
+#[case(json!({"selinuxLabel": "nonsense"}), json!({}), "process.selinuxLabel")]
+#[case(json!({}), json!({"mountLabel": "system_u:object_r:mine_t:s0"}), "linux.mountLabel")]
+#[case(json!({}), json!({"resources": {"cpu": {"cpus": "zero"}}}), "linux.resources.cpu.cpus")]
+#[case(json!({}), json!({"resources": {"cpu": {"mems": "3-1"}}}), "linux.resources.cpu.mems")]
+#[case(json!({}), json!({"sysctl": {"net.core.somaxconn": "5"}}), "linux.sysctl[\"net.core.somaxconn\"]")]
+fn what_would_be_ignored_is_refused(
+    #[case] process: Value,
+    #[case] linux: Value,
+    #[case] field: &str,
+) {
+    let mut whole = json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "args": ["sh"]});
+    whole
+        .as_object_mut()
+        .unwrap()
+        .extend(process.as_object().unwrap().clone());
+    let spec =
+        json!({"ociVersion": "1.0.2", "root": {"path": "r"}, "process": whole, "linux": linux});
+    let error = translated(spec, None).unwrap_err();
+    assert!(error.starts_with(&format!("{field}: ")), "{error}");
+}
+
 #[test]
-fn hooks_are_refused_unless_empty() {
-    let hooks = |list: Value| json!({"ociVersion": "1.0.2", "root": {"path": "r"}, "hooks": {"prestart": list}});
-    assert!(translated(hooks(json!([])), None).is_ok());
-    let error = translated(hooks(json!([{"path": "/bin/true"}])), None).unwrap_err();
-    assert!(error.starts_with("hooks: "), "{error}");
+fn the_pods_user_namespace_is_joined() {
+    let linux = json!({"namespaces": [{"type": "user", "path": "/proc/77/ns/user"}]});
+    let guest = translated(with_linux(linux), Some(9)).unwrap();
+    assert_eq!(guest["linux"]["namespaces"][0]["path"], "/proc/9/ns/user");
 }

@@ -5,6 +5,8 @@ mod annotations;
 mod container;
 mod devices;
 mod guest_spec;
+mod hooks;
+mod labels;
 mod mount_options;
 mod mounts;
 mod paths;
@@ -14,6 +16,8 @@ mod size;
 use nix::mount::MsFlags;
 
 pub(crate) use container::{ContainerPlan, plan_container, plan_exec};
+pub(crate) use guest_spec::translate_resources;
+pub(crate) use hooks::{HostHooks, PlacedHook};
 pub(crate) use mounts::{BindPlan, Propagation, SourceKind};
 pub(crate) use paths::{ContainerPaths, PodPaths};
 pub(crate) use pod::{PodPlan, plan_pod};
