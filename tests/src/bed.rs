@@ -231,12 +231,17 @@ impl Bed {
     /// The root filesystem as a directory, for bundles that containerd mounts nothing for.
     pub fn rootfs(&self) -> Result<PathBuf> {
         let dir = self.dir.join(format!("disk/rootfs{}", self.next()));
-        fs::create_dir_all(&dir)?;
+        self.unpack(&dir)?;
+        Ok(dir)
+    }
+
+    /// The root filesystem, in this directory.
+    pub fn unpack(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir)?;
         let mut archive = tar::Archive::new(self.layer.as_slice());
         archive.set_preserve_permissions(true);
         archive.set_overwrite(true);
-        archive.unpack(&dir).context("unpack the root filesystem")?;
-        Ok(dir)
+        archive.unpack(dir).context("unpack the root filesystem")
     }
 
     /// A fresh directory on the bed's ext4 disk.
