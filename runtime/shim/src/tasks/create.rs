@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{Container, Presence, Process, Slot, Table, Tasks, detached, joined, lock};
 use crate::{
-    bundle::ServerRecord,
+    bundle::{self, ServerRecord},
     io::{Logged, Opened, Paths},
     pod::{Answer, Launch, Pod},
 };
@@ -139,9 +139,8 @@ impl<L: Launch> Tasks<L> {
         };
         let reservation = Reservation::new(&self.containers, &id);
 
-        let config = request.bundle.join("config.json");
-        let spec = Spec::load(&config)
-            .map_err(|e| Error::InvalidArgument(format!("{}: {e}", config.display())))?;
+        let spec = bundle::read_spec(&request.bundle)
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let opened = Opened::open(&request.paths, self.logged(&id)).await;
         let opened = opened.map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let pod = self
