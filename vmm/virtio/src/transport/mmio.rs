@@ -40,7 +40,8 @@ pub struct Wiring {
     pub memory: GuestMemoryHandle,
     /// Raises the device's interrupt (edge): usually registered as an irqfd.
     pub interrupt: EventFd,
-    /// Called, on the device's thread, when the device cannot go on before a reset.
+    /// Called, on the device's thread, when the device cannot go on before a reset. It must not ask
+    /// anything of the transport: a vCPU may be waiting for this very thread.
     pub on_failure: OnFailure,
 }
 

@@ -488,6 +488,32 @@ fn doorbells_say_what_kvm_is_to_match() {
 }
 
 #[test]
+fn a_device_whose_thread_is_gone_needs_a_reset_that_never_helps() {
+    let (device, _said, _host) = Echo::new();
+    let (mut driver, control) = MmioDriver::attach(device);
+    driver.start(0, &[16]);
+    // The fault that no device should have; it ends the device's thread and nothing else.
+    let gone = control.call(|_| std::panic::resume_unwind(Box::new("a fault")));
+    assert_eq!(gone, Err::<(), _>(crate::WorkerGone));
+    assert!(driver.transport.metrics().is_err());
+    driver.reset();
+    assert_eq!(driver.status(), 64);
+    assert!(driver.negotiate(0));
+    driver.add_status(4);
+    assert_eq!(driver.status(), 15 | 64);
+}
+
+#[test]
+fn a_devices_thread_ends_with_its_last_user() {
+    let (device, said, _host) = Echo::new();
+    let (driver, control) = MmioDriver::attach(device);
+    drop(driver);
+    assert_eq!(said.try_recv(), Err(mpsc::TryRecvError::Empty));
+    drop(control);
+    assert_eq!(said.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+}
+
+#[test]
 fn a_flood_of_doorbells_leaves_the_device_reachable() {
     let mut driver = attach();
     let mut queues = driver.start(0, &[16]);
