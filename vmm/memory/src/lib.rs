@@ -10,6 +10,7 @@
 
 pub mod file;
 mod give_back;
+pub mod ring;
 pub mod socket;
 pub mod tap;
 

@@ -135,6 +135,13 @@ impl<'q, 'm> LiveQueue<'q, 'm> {
         Ok(chain)
     }
 
+    /// A chain that was popped in an earlier round and is not answered yet. Its descriptors may be
+    /// others by now; they are checked as they were then. `None` if they cannot be used any more.
+    pub fn pop_again(&mut self, head: u16) -> Option<Chain<'m>> {
+        let table = GuestAddress(self.queue.desc_table());
+        Chain::parse(self.memory, table, self.queue.size(), head, self.limits).ok()
+    }
+
     fn next_head(&mut self) -> Result<Option<u16>, QueueError> {
         match self.queue.iter(self.memory) {
             Ok(mut available) => Ok(available.next().map(|chain| chain.head_index())),

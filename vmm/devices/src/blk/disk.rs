@@ -7,6 +7,7 @@ use std::{
         fd::AsFd,
         unix::fs::{FileExt, FileTypeExt},
     },
+    sync::Arc,
 };
 
 use isopod_memory::file;
@@ -43,7 +44,7 @@ static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 /// shrinks meanwhile is somebody's mistake, and shows as errors of the requests beyond its end.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    file: Arc<File>,
     sectors: u64,
     read_only: bool,
 }
@@ -71,7 +72,7 @@ impl Disk {
             .seek(SeekFrom::End(0))
             .map_err(system("learn the disk's length"))?;
         Ok(Self {
-            file,
+            file: Arc::new(file),
             sectors: bytes / SECTOR,
             read_only: mode == OFlags::RDONLY,
         })
@@ -80,6 +81,11 @@ impl Disk {
     /// Length in sectors.
     pub fn sectors(&self) -> u64 {
         self.sectors
+    }
+
+    /// For transfers that outlive the disk's stay in its slot.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// Whether it was opened only for reading.

@@ -4,16 +4,19 @@
 //! left; the driver is told by a configuration change. What the driver negotiates before (read-only,
 //! discard) is the slot's, not the disk's.
 //!
-//! Requests run on the device's own thread, one after another, straight between the guest's pages
-//! and the file: there is no buffer here, and no size that a driver writes allocates anything.
+//! Requests run on the device's own thread, one after another, or side by side by io_uring
+//! ([`Engine`]); straight between the guest's pages and the file: there is no buffer here, and no size
+//! that a driver writes allocates anything.
 //!
 //! | file | job |
 //! |---|---|
 //! | `mod.rs` | the slot: features, configuration, queue, rate |
 //! | `request.rs` | from a chain to one operation, and its status |
+//! | `flight.rs` | operations on their way, side by side |
 //! | `disk.rs` | what is behind: read, write, flush, discard, zeroes |
 
 mod disk;
+mod flight;
 mod request;
 
 use std::{
@@ -22,8 +25,8 @@ use std::{
 };
 
 use isopod_virtio::{
-    ChainLimits, ConfigSpace, Device, DeviceCounters, DeviceError, DeviceStateError, DeviceType,
-    Event, Rings, feature,
+    Activation, ChainLimits, ConfigSpace, Device, DeviceCounters, DeviceError, DeviceStateError,
+    DeviceType, Event, Rings, feature,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
@@ -40,7 +43,8 @@ use crate::{
     rate::{Limiter, RateLimit},
     timer::Timer,
 };
-use request::{Counters, Served};
+use flight::Flight;
+use request::{Context, Counters, Progress, Served};
 
 const QUEUE_SIZE: u16 = 256;
 /// Header and status need a descriptor each.
@@ -67,7 +71,24 @@ pub struct BlkConfig {
     /// Whether the guest may only read.
     pub read_only: bool,
     /// How much it may do.
+    #[serde(default)]
     pub rate: RateLimit,
+    /// How it does it.
+    #[serde(default)]
+    pub engine: Engine,
+}
+
+/// How requests are done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// One after another, each a system call: little for a filter of system calls to allow, and the
+    /// host's page cache is quick.
+    #[default]
+    OneByOne,
+    /// Many at once, by io_uring(7), of which the device can only read, write and sync: for disks that
+    /// gain by it. Where the kernel forbids it the device does one after another, and says so.
+    SideBySide,
 }
 
 /// A slot could not be made.
@@ -85,12 +106,13 @@ pub enum BlkError {
 }
 
 /// A slot for a disk.
-#[derive(Debug)]
 pub struct Blk {
     config: BlkConfig,
     disk: Option<Disk>,
     limiter: Limiter,
     timer: Timer,
+    /// Of an active device whose engine it is.
+    flight: Option<Flight>,
     counters: Counters,
 }
 
@@ -120,6 +142,7 @@ impl Blk {
             config,
             disk: None,
             timer: Timer::new().map_err(BlkError::Timer)?,
+            flight: None,
             counters: Counters::default(),
         })
     }
@@ -141,6 +164,9 @@ impl Blk {
     /// # Errors
     /// When what was written may not have reached the disk; it is out nevertheless.
     pub fn remove(&mut self) -> std::io::Result<()> {
+        if let Some(flight) = &mut self.flight {
+            flight.wait()?;
+        }
         match self.disk.take() {
             Some(disk) if !self.config.read_only => disk.flush(),
             Some(_) | None => Ok(()),
@@ -151,6 +177,35 @@ impl Blk {
     pub fn limit(&mut self, rate: RateLimit) {
         self.config.rate = rate;
         self.limiter = Limiter::new(rate, Instant::now());
+    }
+
+    /// Answers what is done.
+    fn land(&mut self, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
+        let Self {
+            config,
+            disk,
+            flight,
+            counters,
+            ..
+        } = self;
+        let Some(flight) = flight else {
+            return Ok(());
+        };
+        rings.with(0, LIMITS, |queue| {
+            while let Some((head, pending, result)) = flight.done() {
+                let mut context = Context {
+                    disk: disk.as_ref(),
+                    config,
+                    counters,
+                    flight: None,
+                };
+                let chain = queue.pop_again(head);
+                let written = request::finish(chain, &pending, &result, &mut context);
+                queue.complete(head, written)?;
+            }
+            Ok(())
+        })?;
+        Ok(())
     }
 
     fn sectors(&self) -> u64 {
@@ -199,41 +254,79 @@ impl Device for Blk {
         space
     }
 
+    fn activate(&mut self, _activation: &Activation<'_>) -> Result<(), DeviceError> {
+        if self.config.engine == Engine::SideBySide {
+            match Flight::new(QUEUE_SIZE, self.timer.as_fd()) {
+                Ok(flight) => self.flight = Some(flight),
+                Err(error) => tracing::warn!(%error, "blk: no io_uring; one request after another"),
+            }
+        }
+        Ok(())
+    }
+
     fn handle(&mut self, _event: Event, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
+        self.land(rings)?;
         let Self {
             config,
             disk,
             limiter,
             timer,
+            flight,
             counters,
         } = self;
         timer.stop();
+        let memory = rings.memory().clone();
         let left = rings.with(0, LIMITS, |queue| {
             queue.quiet();
             for _ in 0..REQUESTS_PER_ROUND {
+                if flight.as_ref().is_some_and(Flight::is_full) {
+                    // Looked at again when something has landed.
+                    return Ok(false);
+                }
                 if let Some(wait) = limiter.wait(Instant::now()) {
                     timer.arm(wait);
                     counters.throttled += 1;
                     return Ok(false);
                 }
-                match queue.pop()? {
-                    Some(chain) => {
-                        let head = chain.head;
-                        let Served { written, bytes } =
-                            request::serve(chain, disk.as_ref(), config, counters);
+                let Some(chain) = queue.pop()? else {
+                    if queue.listen()? {
+                        queue.quiet();
+                        continue;
+                    }
+                    return Ok(false);
+                };
+                let head = chain.head;
+                let mut context = Context {
+                    disk: disk.as_ref(),
+                    config,
+                    counters,
+                    flight: flight.as_mut().map(|flight| (flight, &memory)),
+                };
+                match request::serve(chain, &mut context) {
+                    Progress::Served(Served { written, bytes }) => {
                         queue.complete(head, written)?;
                         limiter.charge(bytes);
                     }
-                    None if queue.listen()? => queue.quiet(),
-                    None => return Ok(false),
+                    Progress::Started(bytes) => limiter.charge(bytes),
                 }
             }
             Ok(true)
         })?;
-        if left == Some(true) {
+        let submitted = flight.as_mut().is_none_or(Flight::submit);
+        if left == Some(true) || !submitted {
             rings.again(0);
         }
         Ok(())
+    }
+
+    fn pause(&mut self, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
+        if let Some(flight) = &mut self.flight {
+            flight.wait().map_err(|source| DeviceError::Host {
+                act: "wait for the disk",
+                source,
+            })?;
+        }
+        self.land(rings)
     }
 
     fn reset(&mut self) {
@@ -243,13 +336,19 @@ impl Device for Blk {
             // Not refilled: a driver could reset its way around the limit.
             limiter: _,
             timer,
+            flight,
             counters: _,
         } = self;
         timer.stop();
+        // Waits for what is on its way: it touches the guest's memory.
+        *flight = None;
     }
 
     fn host_events(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.timer.as_fd())
+        match &self.flight {
+            Some(flight) => Some(flight.as_fd()),
+            None => Some(self.timer.as_fd()),
+        }
     }
 
     fn save(&self) -> BlkState {

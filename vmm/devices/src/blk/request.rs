@@ -1,5 +1,8 @@
 //! From a chain to one operation on the disk, and its status (virtio 1.2, 5.2.6).
 
+use std::sync::Arc;
+
+use isopod_memory::{GuestMemory, ring::Transfer};
 use isopod_virtio::{Chain, DeviceCounters, Readable, Writable};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -10,6 +13,7 @@ use virtio_bindings::virtio_blk::{
 use super::{
     BlkConfig, MAX_DISCARD,
     disk::{Disk, SECTOR},
+    flight::{Flight, Kind, Pending},
 };
 
 /// Bytes of one read or write at most. Linux asks for 1280 KiB unless told otherwise.
@@ -92,35 +96,101 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Bytes that moved to or from the disk.
-type Done = Result<u64, Failure>;
+/// How far an operation came, and the bytes that it moves to or from the disk.
+enum Step {
+    Done(u64),
+    Started(u64),
+}
 
-/// Does what a chain asks for, and writes its status.
-pub(super) fn serve(
-    chain: Chain<'_>,
-    disk: Option<&Disk>,
-    config: &BlkConfig,
-    counters: &mut Counters,
-) -> Served {
+/// What a request needs besides its chain.
+pub(super) struct Context<'a> {
+    pub disk: Option<&'a Disk>,
+    pub config: &'a BlkConfig,
+    pub counters: &'a mut Counters,
+    /// Where transfers run side by side, and the memory that they touch.
+    pub flight: Option<(&'a mut Flight, &'a GuestMemory)>,
+}
+
+/// How far a request came.
+pub(super) enum Progress {
+    /// Answered.
+    Served(Served),
+    /// On its way; this many bytes.
+    Started(u64),
+}
+
+/// Does what a chain asks for, and writes its status, or starts it.
+pub(super) fn serve(chain: Chain<'_>, context: &mut Context<'_>) -> Progress {
     let Chain {
-        head: _,
+        head,
         readable,
         mut writable,
     } = chain;
-    // The status is the last byte that the device may write; without it there is no answer.
-    let data = writable.left().checked_sub(1);
-    let Some(Ok(data)) = data.map(|bytes| writable.split_front(bytes)) else {
-        counters.guest_errors += 1;
-        return Served {
+    let Some(data) = before_status(&mut writable) else {
+        context.counters.guest_errors += 1;
+        return Progress::Served(Served {
             written: 0,
             bytes: 0,
-        };
+        });
     };
     let room = data.left() as u32;
-    let done = match disk {
-        Some(disk) => perform(readable, data, disk, config, counters),
+    let done = match context.disk {
+        Some(disk) => perform(head, readable, data, disk, context),
         None => Err(Failure::Guest),
     };
+    match done {
+        Ok(Step::Started(bytes)) => Progress::Started(bytes),
+        Ok(Step::Done(bytes)) => Progress::Served(answer(writable, room, Ok(bytes), context)),
+        Err(failure) => Progress::Served(answer(writable, room, Err(failure), context)),
+    }
+}
+
+/// Answers a request whose transfer is done. `chain` is what it has become meanwhile.
+pub(super) fn finish(
+    chain: Option<Chain<'_>>,
+    pending: &Pending,
+    result: &std::io::Result<usize>,
+    context: &mut Context<'_>,
+) -> u32 {
+    let Some(mut chain) = chain else {
+        context.counters.guest_errors += 1;
+        return 0;
+    };
+    let Some(data) = before_status(&mut chain.writable) else {
+        context.counters.guest_errors += 1;
+        return 0;
+    };
+    let room = data.left() as u32;
+    let whole = matches!(result, Ok(moved) if *moved as u64 == pending.bytes);
+    let same_disk = |disk: &&Disk| Arc::ptr_eq(disk.file(), &pending.file);
+    let done = if whole {
+        Ok(pending.count(context.counters))
+    } else if let Some(disk) = context.disk.filter(same_disk) {
+        // A part, or an error: done again in one piece, which then tells what is wrong.
+        context.flight = None;
+        match perform(chain.head, chain.readable, data, disk, context) {
+            Ok(Step::Done(bytes) | Step::Started(bytes)) => Ok(bytes),
+            Err(failure) => Err(failure),
+        }
+    } else {
+        Err(Failure::Guest)
+    };
+    answer(chain.writable, room, done, context).written
+}
+
+/// The status is the last byte that the device may write; without it there is no answer.
+fn before_status<'m>(writable: &mut Writable<'m>) -> Option<Writable<'m>> {
+    let bytes = writable.left().checked_sub(1)?;
+    writable.split_front(bytes).ok()
+}
+
+fn answer(
+    mut status_byte: Writable<'_>,
+    room: u32,
+    done: Result<u64, Failure>,
+    context: &mut Context<'_>,
+) -> Served {
+    let counters = &mut *context.counters;
     let (status, bytes) = match done {
         Ok(bytes) => (VIRTIO_BLK_S_OK, bytes),
         Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
@@ -137,7 +207,7 @@ pub(super) fn serve(
             (VIRTIO_BLK_S_IOERR, 0)
         }
     };
-    let answered = writable.write(&[status as u8]).is_ok();
+    let answered = status_byte.write(&[status as u8]).is_ok();
     Served {
         // The status is at the end, and "written" counts from the beginning.
         written: if answered { room + 1 } else { 0 },
@@ -146,12 +216,29 @@ pub(super) fn serve(
 }
 
 fn perform(
+    head: u16,
     mut request: Readable<'_>,
     room: Writable<'_>,
     disk: &Disk,
-    config: &BlkConfig,
-    counters: &mut Counters,
-) -> Done {
+    context: &mut Context<'_>,
+) -> Result<Step, Failure> {
+    let Context {
+        config,
+        counters,
+        flight,
+        ..
+    } = context;
+    let mut start = |transfer: Transfer<'_>, kind, offset, bytes| -> Option<Step> {
+        let (flight, memory) = flight.as_mut()?;
+        let pending = Pending {
+            kind,
+            bytes,
+            file: Arc::clone(disk.file()),
+        };
+        flight
+            .start(head, pending, memory, transfer, offset)
+            .then_some(Step::Started(bytes))
+    };
     let kind = u32::from_le_bytes(take(&mut request)?);
     let _reserved: [u8; 4] = take(&mut request)?;
     let sector = u64::from_le_bytes(take(&mut request)?);
@@ -166,26 +253,34 @@ fn perform(
         VIRTIO_BLK_T_IN => {
             let bytes = room.left() as u64;
             let offset = disk.offset(sector, bytes).ok_or(Failure::Guest)?;
+            if let Some(started) = start(Transfer::Read(room.slices()), Kind::Read, offset, bytes) {
+                return Ok(started);
+            }
             disk.read(offset, &room)?;
-            counters.reads += 1;
-            counters.read_bytes += bytes;
-            Ok(bytes)
+            Kind::Read.count(bytes, counters);
+            Ok(Step::Done(bytes))
         }
         VIRTIO_BLK_T_OUT => {
             let bytes = request.left() as u64;
             let offset = disk.offset(sector, bytes).ok_or(Failure::Guest)?;
+            let transfer = Transfer::Write(request.slices());
+            if let Some(started) = start(transfer, Kind::Write, offset, bytes) {
+                return Ok(started);
+            }
             disk.write(offset, &request)?;
-            counters.writes += 1;
-            counters.written_bytes += bytes;
-            Ok(bytes)
+            Kind::Write.count(bytes, counters);
+            Ok(Step::Done(bytes))
         }
         VIRTIO_BLK_T_FLUSH => {
             // A read-only disk has nothing to flush, and its file system might refuse.
             if !config.read_only {
+                if let Some(started) = start(Transfer::Sync, Kind::Flush, 0, 0) {
+                    return Ok(started);
+                }
                 disk.flush()?;
             }
-            counters.flushes += 1;
-            Ok(0)
+            Kind::Flush.count(0, counters);
+            Ok(Step::Done(0))
         }
         VIRTIO_BLK_T_GET_ID => identify(room, &config.serial),
         VIRTIO_BLK_T_DISCARD => {
@@ -196,7 +291,7 @@ fn perform(
             disk.discard(range.offset, range.bytes)
                 .map_err(unsupported)?;
             counters.discards += 1;
-            Ok(0)
+            Ok(Step::Done(0))
         }
         VIRTIO_BLK_T_WRITE_ZEROES => {
             let range = Range::read(&mut request, disk, MAX_ZEROES)?;
@@ -205,19 +300,19 @@ fn perform(
             }
             disk.zero(range.offset, range.bytes, range.flags != 0)?;
             counters.zeroes += 1;
-            Ok(range.bytes)
+            Ok(Step::Done(range.bytes))
         }
         _ => Err(Failure::Unsupported),
     }
 }
 
-fn identify(mut room: Writable<'_>, serial: &str) -> Done {
+fn identify(mut room: Writable<'_>, serial: &str) -> Result<Step, Failure> {
     let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
     for (byte, value) in id.iter_mut().zip(serial.as_bytes()) {
         *byte = *value;
     }
     room.write(&id)?;
-    Ok(0)
+    Ok(Step::Done(0))
 }
 
 /// `struct virtio_blk_discard_write_zeroes`, one of which a request may have.

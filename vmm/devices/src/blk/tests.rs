@@ -1,6 +1,7 @@
 //! The slot and its disk, as a driver sees them.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
     time::{Duration, Instant},
@@ -8,7 +9,7 @@ use std::{
 
 use isopod_virtio::{
     Control,
-    testing::{Buffer, DriverQueue, MmioDriver},
+    testing::{Buffer, DriverQueue, GuestRam, MmioDriver},
 };
 use rstest::rstest;
 use tempfile::NamedTempFile;
@@ -46,6 +47,7 @@ fn config(read_only: bool) -> BlkConfig {
         serial: "pod-root".into(),
         read_only,
         rate: RateLimit::default(),
+        engine: Engine::OneByOne,
     }
 }
 
@@ -65,7 +67,15 @@ fn rig_with(config: BlkConfig, features: u64) -> Rig {
 }
 
 fn rig() -> Rig {
-    rig_with(config(false), feature::EVENT_IDX)
+    rig_of(Engine::OneByOne)
+}
+
+fn rig_of(engine: Engine) -> Rig {
+    let config = BlkConfig {
+        engine,
+        ..config(false)
+    };
+    rig_with(config, feature::EVENT_IDX)
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
@@ -121,9 +131,9 @@ impl Rig {
     }
 }
 
-#[test]
-fn sectors_are_read_and_written() {
-    let mut rig = rig();
+#[rstest]
+fn sectors_are_read_and_written(#[values(Engine::OneByOne, Engine::SideBySide)] engine: Engine) {
+    let mut rig = rig_of(engine);
     let (status, bytes) = rig.request(&header(VIRTIO_BLK_T_IN, 3), 1024);
     assert_eq!(u32::from(status), VIRTIO_BLK_S_OK);
     assert_eq!(bytes, [[4; 512], [5; 512]].concat());
@@ -161,8 +171,9 @@ fn what_is_not_on_the_disk_is_an_error(
     #[case] kind: u32,
     #[case] sector: u64,
     #[case] room: usize,
+    #[values(Engine::OneByOne, Engine::SideBySide)] engine: Engine,
 ) {
-    let mut rig = rig();
+    let mut rig = rig_of(engine);
     assert_eq!(rig.status(&header(kind, sector), room), VIRTIO_BLK_S_IOERR);
     let counters = rig.control.call(|blk| blk.counters()).unwrap();
     assert!(counters.contains(&("guest_errors", 1)));
@@ -183,9 +194,11 @@ fn a_request_without_a_header_or_a_status_is_survived() {
     assert_eq!(rig.driver.used(&mut rig.queue).written, 0);
 }
 
-#[test]
-fn discarded_and_zeroed_ranges_read_as_zeroes() {
-    let mut rig = rig();
+#[rstest]
+fn discarded_and_zeroed_ranges_read_as_zeroes(
+    #[values(Engine::OneByOne, Engine::SideBySide)] engine: Engine,
+) {
+    let mut rig = rig_of(engine);
     for (kind, sector, flags) in [
         (VIRTIO_BLK_T_DISCARD, 8, 0),
         (VIRTIO_BLK_T_WRITE_ZEROES, 16, 0),
@@ -301,9 +314,11 @@ fn a_disk_must_fit_its_slot() {
     assert!(matches!(Disk::new(write_only), Err(DiskError::NotReadable)));
 }
 
-#[test]
-fn a_file_that_shrinks_is_an_error_of_its_requests() {
-    let mut rig = rig();
+#[rstest]
+fn a_file_that_shrinks_is_an_error_of_its_requests(
+    #[values(Engine::OneByOne, Engine::SideBySide)] engine: Engine,
+) {
+    let mut rig = rig_of(engine);
     rig.file.as_file().set_len(512).unwrap();
     assert_eq!(
         rig.status(&header(VIRTIO_BLK_T_IN, 0), 1024),
@@ -342,25 +357,123 @@ fn a_limited_slot_makes_the_driver_wait() {
     );
 }
 
+impl Rig {
+    /// Offers reads of one sector each; where each head's answer will be, and what it is to be.
+    fn offer_reads(&mut self, count: u64) -> HashMap<u16, (u64, u8)> {
+        let ram = &mut self.driver.ram;
+        (0..count)
+            .map(|n| {
+                let sector = n % SECTORS;
+                let at = ram.allocate(16);
+                ram.write(at, &header(VIRTIO_BLK_T_IN, sector));
+                let answer = ram.allocate(513);
+                let buffers = [Buffer::Readable(at, 16), Buffer::Writable(answer, 513)];
+                (self.queue.offer(&buffers), (answer, sector as u8 + 1))
+            })
+            .collect()
+    }
+
+    fn expect_reads(&mut self, mut answers: HashMap<u16, (u64, u8)>) {
+        while !answers.is_empty() {
+            let used = self.driver.used(&mut self.queue);
+            let (answer, byte) = answers.remove(&used.head).unwrap();
+            assert_eq!(used.written, 513);
+            let mut expected = vec![byte; 512];
+            expected.push(VIRTIO_BLK_S_OK as u8);
+            assert_eq!(self.driver.ram.read(answer, 513), expected);
+        }
+    }
+}
+
+#[rstest]
+fn a_whole_ring_of_requests_is_served(
+    #[values(Engine::OneByOne, Engine::SideBySide)] engine: Engine,
+) {
+    let mut rig = rig_of(engine);
+    for _ in 0..3 {
+        let answers = rig.offer_reads(128);
+        rig.driver.notify(0);
+        rig.expect_reads(answers);
+    }
+}
+
+#[rstest]
+fn what_is_on_its_way_is_done_before_a_save(
+    #[values(Engine::OneByOne, Engine::SideBySide)] engine: Engine,
+) {
+    let mut rig = rig_of(engine);
+    let answers = rig.offer_reads(100);
+    rig.driver.notify(0);
+    let state = rig.driver.save();
+    let counters = rig.driver.transport.metrics().unwrap().device;
+    let reads = counters.iter().find(|(n, _)| n == "reads").unwrap().1;
+    assert_eq!(u64::from(state.registers.queues[0].next_used), reads);
+    let mut other = Blk::new(BlkConfig {
+        engine,
+        ..config(false)
+    })
+    .unwrap();
+    other.insert(open(&rig.file, true)).unwrap();
+    let (driver, control) = rig.driver.restore(other, state);
+    let mut rig = Rig {
+        driver,
+        control,
+        ..rig
+    };
+    rig.expect_reads(answers);
+}
+
 #[test]
-fn a_whole_ring_of_requests_is_served_in_order() {
-    let mut rig = rig();
-    let ram = &mut rig.driver.ram;
-    let mut answers = Vec::new();
-    for n in 0..80 {
-        let at = ram.allocate(16);
-        ram.write(at, &header(VIRTIO_BLK_T_IN, n % SECTORS));
-        let answer = ram.allocate(513);
-        rig.queue
-            .offer(&[Buffer::Readable(at, 16), Buffer::Writable(answer, 513)]);
-        answers.push(answer);
+fn nothing_on_its_way_outlives_a_reset() {
+    let mut rig = rig_of(Engine::SideBySide);
+    for _ in 0..20 {
+        rig.offer_reads(64);
+        rig.driver.notify(0);
+        rig.driver.reset();
+        let before = rig.driver.ram.read(0, 1 << 20);
+        assert!(rig.driver.ram.read(0, 1 << 20) == before);
+        rig.driver.ram = GuestRam::over(rig.driver.ram.memory.clone(), 16 << 20);
+        rig.driver.ram.write(0, &vec![0; 1 << 20]);
+        rig.queue = rig.driver.start(feature::EVENT_IDX, &[256]).remove(0);
+    }
+    let answers = rig.offer_reads(64);
+    rig.driver.notify(0);
+    rig.expect_reads(answers);
+}
+
+#[test]
+fn a_chain_that_is_offered_twice_is_answered_twice() {
+    let mut rig = rig_of(Engine::SideBySide);
+    let at = rig.driver.ram.allocate(16);
+    rig.driver.ram.write(at, &header(VIRTIO_BLK_T_IN, 1));
+    let answer = rig.driver.ram.allocate(513);
+    let head = rig
+        .queue
+        .offer(&[Buffer::Readable(at, 16), Buffer::Writable(answer, 513)]);
+    for _ in 0..30 {
+        rig.queue.offer_head(head);
     }
     rig.driver.notify(0);
-    for (n, answer) in answers.into_iter().enumerate() {
-        rig.driver.used(&mut rig.queue);
-        let first = rig.driver.ram.read(answer, 1);
-        assert_eq!(first, [(n as u64 % SECTORS) as u8 + 1]);
+    for _ in 0..31 {
+        rig.driver.until(|| rig.queue.take_plausible_used());
     }
+    assert_eq!(rig.queue.take_plausible_used(), None);
+}
+
+#[test]
+fn a_chain_that_changes_on_its_way_is_judged_again() {
+    let mut rig = rig_of(Engine::SideBySide);
+    let at = rig.driver.ram.allocate(16);
+    rig.driver.ram.write(at, &header(VIRTIO_BLK_T_IN, 1));
+    let answer = rig.driver.ram.allocate(513);
+    for _ in 0..50 {
+        let buffers = [Buffer::Readable(at, 16), Buffer::Writable(answer, 513)];
+        let head = rig.queue.offer(&buffers);
+        rig.driver.notify(0);
+        rig.queue.write_descriptor(head, u64::MAX, 16, 0, 0);
+        rig.driver.until(|| rig.queue.take_plausible_used());
+    }
+    assert_eq!(rig.driver.status() & 64, 0);
 }
 
 #[test]

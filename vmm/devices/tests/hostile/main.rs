@@ -10,7 +10,7 @@ use std::{
 
 use isopod_devices::{
     balloon::Balloon,
-    blk::{Blk, BlkConfig, Disk},
+    blk::{Blk, BlkConfig, Disk, Engine},
     console::Console,
     mem::{AlwaysMapped, MIN_BLOCK, Mem, MemConfig},
     net::{Net, NetConfig},
@@ -76,10 +76,18 @@ fn target(name: &str) -> Box<dyn Target> {
         "pmem" => under(Pmem::new(1 << 32, 2 << 20).unwrap()),
         "balloon" => under(Balloon::default()),
         "console" => under(Console::new().unwrap()),
-        "blk" => {
+        "blk" | "blk by io_uring" => {
             let file: File = tempfile::tempfile().unwrap();
             file.set_len(1 << 20).unwrap();
-            let mut blk = Blk::new(BlkConfig::default()).unwrap();
+            let engine = match name {
+                "blk" => Engine::OneByOne,
+                _ => Engine::SideBySide,
+            };
+            let mut blk = Blk::new(BlkConfig {
+                engine,
+                ..BlkConfig::default()
+            })
+            .unwrap();
             blk.insert(Disk::new(file).unwrap()).unwrap();
             under(blk)
         }
@@ -236,7 +244,18 @@ fn registers(driver: &mut MmioDriver, queues: &mut [DriverQueue], noise: &mut No
 
 #[rstest]
 fn a_device_withstands(
-    #[values("rng", "pmem", "balloon", "console", "blk", "mem", "net", "vsock")] name: &str,
+    #[values(
+        "rng",
+        "pmem",
+        "balloon",
+        "console",
+        "blk",
+        "blk by io_uring",
+        "mem",
+        "net",
+        "vsock"
+    )]
+    name: &str,
     #[values(true, false)] event_idx: bool,
     #[values(
         noise as Attack,

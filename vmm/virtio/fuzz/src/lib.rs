@@ -8,7 +8,7 @@ use isopod_virtio::{
 
 /// Guest memory; the upper half holds the blocks of a memory device.
 pub const MEMORY: u64 = 8 << 20;
-const BUFFERS: u64 = 1 << 20;
+const BUFFERS: u64 = 64 << 10;
 const QUEUE_SIZE: u16 = 8;
 
 /// A buffer somewhere in the first megabyte of buffers, or outside of memory.

@@ -163,16 +163,20 @@ impl MmioDriver {
     /// Waits for an interrupt for this reason (and perhaps others), which it acknowledges; fails the
     /// test if none comes.
     pub fn interrupt(&self, reason: u32) {
-        while self.interrupt_within(PATIENCE).expect("an interrupt") & reason == 0 {}
+        let reasons = || self.interrupt_within(Duration::from_millis(100));
+        self.until(|| reasons().filter(|reasons| reasons & reason != 0));
     }
 
     /// Waits for the interrupt and acknowledges it; its reasons, or `None` if none comes in time.
     pub fn interrupt_within(&self, time: Duration) -> Option<u32> {
         let mut events = [EpollEvent::default()];
         let milliseconds = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
-        let raised = self.line_events.wait(milliseconds, &mut events);
-        if raised.expect("wait for the interrupt") == 0 {
-            return None;
+        match self.line_events.wait(milliseconds, &mut events) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            // A signal of the test's runner.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return None,
+            Err(error) => panic!("wait for the interrupt: {error}"),
         }
         let _ = self.line.read();
         let reasons = self.read(register::VIRTIO_MMIO_INTERRUPT_STATUS);
