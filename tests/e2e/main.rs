@@ -7,6 +7,7 @@ mod exit_codes;
 mod filesystem;
 mod guest;
 mod identity;
+mod kvm;
 mod limits;
 mod pods;
 mod posix;
@@ -35,6 +36,7 @@ const SUITE: Suite = Suite {
         ("death", death::CASES),
         ("guest", guest::CASES),
         ("identity", identity::CASES),
+        ("kvm", kvm::CASES),
         ("streams", streams::CASES),
         ("terminal", terminal::CASES),
     ],

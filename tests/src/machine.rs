@@ -1,7 +1,7 @@
 //! What this machine has of what a case needs, and where the binaries under test are.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,8 @@ pub enum Need {
     NewerContainerd,
     /// Debian's virtio-fs server, to compare with.
     Virtiofsd,
+    /// `/dev/kvm`, whoever runs a guest's kernel behind it.
+    Kvm,
 }
 
 /// Paths of what is tested and of what tests it.
@@ -112,6 +114,10 @@ impl Machine {
                 let path = self.newer_containerd_dir.join("containerd");
                 (!path.exists())
                     .then(|| format!("needs a containerd in {dir} (tests/newer-containerd {dir})"))
+            }
+            Need::Kvm => {
+                let device = fs::File::options().read(true).write(true).open("/dev/kvm");
+                device.err().map(|error| format!("needs /dev/kvm: {error}"))
             }
             Need::Virtiofsd => {
                 let path = Path::new(VIRTIOFSD);
