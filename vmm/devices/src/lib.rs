@@ -2,6 +2,23 @@
 //!
 //! Place in the flow: the monitor puts them behind virtio-mmio; `fs` puts `vsock` behind vhost-user
 //! for QEMU. Imports `virtio`, `memory`, `config`.
+//!
+//! A device's thread calls of the system, besides what every such thread does (`epoll_wait`,
+//! `epoll_ctl`, `read` and `write` of eventfds, `futex`, the allocator's `mmap`, `munmap`, `madvise`,
+//! `brk`): for whoever writes its filter.
+//!
+//! | device | calls |
+//! |---|---|
+//! | `rng` | `getrandom` |
+//! | `console` | `read`, `write` of its peers |
+//! | `balloon`, `mem` | `madvise` |
+//! | `pmem` | none |
+//! | `blk` | `preadv`, `pwritev`, `fdatasync`, `fallocate`, `pwrite64`, `timerfd_settime`; side by side also `io_uring_setup`, `io_uring_register`, `io_uring_enter`, `epoll_create1` |
+//! | `net` | `read`, `write` of its tap queues, `ioctl` (`TUNSETOFFLOAD`, `FIONBIO`), `timerfd_settime` |
+//! | `vsock` | `accept4`, `socket`, `connect`, `recvmsg`, `sendmsg`, `recvfrom`, `shutdown`, `getsockopt`, `timerfd_settime`, `fcntl` |
+//! | `vhost_user` | `sendmsg`, `recvmsg`, `recvfrom` |
+//!
+//! What another thread makes and hands over (a disk, a link, a peer) is closed by the device's thread.
 #![forbid(unsafe_code)]
 
 pub mod balloon;

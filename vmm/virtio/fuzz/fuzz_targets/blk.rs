@@ -3,7 +3,7 @@
 #![no_main]
 
 use drive::{Drive, Step};
-use isopod_devices::blk::{Blk, BlkConfig, Disk};
+use isopod_devices::blk::{Blk, BlkConfig, Disk, Engine};
 use libfuzzer_sys::fuzz_target;
 
 fn disk() -> Disk {
@@ -12,11 +12,15 @@ fn disk() -> Disk {
     Disk::new(file).unwrap()
 }
 
-fuzz_target!(|input: (bool, u64, Vec<Step>)| {
-    let (read_only, features, steps) = input;
+fuzz_target!(|input: (bool, bool, u64, Vec<Step>)| {
+    let (read_only, side_by_side, features, steps) = input;
     let config = BlkConfig {
         serial: "fuzzed".into(),
         read_only,
+        engine: match side_by_side {
+            true => Engine::SideBySide,
+            false => Engine::OneByOne,
+        },
         ..BlkConfig::default()
     };
     let mut blk = Blk::new(config).unwrap();

@@ -11,7 +11,7 @@ pub const MEMORY: u64 = 8 << 20;
 const BUFFERS: u64 = 64 << 10;
 const QUEUE_SIZE: u16 = 8;
 
-/// A buffer somewhere in the first megabyte of buffers, or outside of memory.
+/// A buffer somewhere behind the rings, or at the end of memory and beyond it.
 #[derive(Arbitrary, Debug)]
 pub struct Piece {
     writable: bool,
