@@ -23,10 +23,19 @@ pub(crate) enum Listener {
     Unix(UnixListener),
 }
 
+/// Connections that wait to be accepted; one more is refused. A hundred execs at once, with three streams
+/// each, come faster than one virtual CPU accepts them. The kernel's default limit for all sockets.
+const BACKLOG: i32 = 4096;
+
 fn bind(place: &Place, port: u32, name: &str) -> io::Result<Listener> {
     match &place.sockets {
         Some(directory) => UnixListener::bind(directory.join(name)).map(Listener::Unix),
-        None => VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).map(Listener::Vsock),
+        None => {
+            let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+            // Once more: the library listens with a short queue.
+            rustix::net::listen(&listener, BACKLOG)?;
+            Ok(Listener::Vsock(listener))
+        }
     }
 }
 
