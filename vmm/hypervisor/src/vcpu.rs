@@ -127,6 +127,29 @@ pub struct VcpuCounters {
     pub interrupted: u64,
 }
 
+/// How often an instruction that is not known here is left to KVM once more.
+///
+/// A kernel changes its own code while other processors run it: first a breakpoint, then the rest, then
+/// the first byte. KVM may have met the breakpoint, which it cannot do, and this process may read what
+/// stands there a moment later, which KVM can. Whoever never gets past it is at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Patience {
+    at: u64,
+    times: u32,
+}
+
+impl Patience {
+    const MOST: u32 = 16;
+
+    fn lasts(&mut self, rip: u64) -> bool {
+        if self.at != rip {
+            *self = Self { at: rip, times: 0 };
+        }
+        self.times += 1;
+        self.times <= Self::MOST
+    }
+}
+
 /// One virtual processor. It runs on the thread that calls [`Vcpu::step`].
 pub struct Vcpu {
     fd: VcpuFd,
@@ -134,6 +157,7 @@ pub struct Vcpu {
     memory: GuestMemory,
     kick: Kick,
     counters: VcpuCounters,
+    patience: Patience,
     /// What the guest sees as memory stays mapped as long as a processor could touch it.
     _slots: Arc<Mutex<Slots>>,
 }
@@ -154,6 +178,7 @@ impl Vcpu {
             memory,
             kick,
             counters: VcpuCounters::default(),
+            patience: Patience::default(),
             _slots: slots,
         })
     }
@@ -306,7 +331,15 @@ impl Vcpu {
         }
         self.counters.emulated += 1;
         match emulate::complete(&self.fd, &self.memory) {
-            Ok(Emulated::Completed | Emulated::Faulted) => Ok(Step::Ran),
+            Ok(Emulated::Completed | Emulated::Faulted) => {
+                self.patience = Patience::default();
+                Ok(Step::Ran)
+            }
+            Err(EmulateError::Unknown { rip, .. } | EmulateError::Fetch { rip })
+                if self.patience.lasts(rip) =>
+            {
+                Ok(Step::Ran)
+            }
             Err(source) => Err(VcpuError::Emulate { id, source }),
         }
     }
@@ -328,4 +361,20 @@ fn wire_local_interrupts(vcpu: &VcpuFd) -> Result<(), HypervisorError> {
         }
     }
     vcpu.set_lapic(&apic).map_err(kvm("set the local APIC"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_has_an_end_and_begins_anew_elsewhere() {
+        let mut patience = Patience::default();
+        for _ in 0..Patience::MOST {
+            assert!(patience.lasts(0x1000));
+        }
+        assert!(!patience.lasts(0x1000));
+        assert!(patience.lasts(0x2000));
+        assert!(patience.lasts(0x1000));
+    }
 }
