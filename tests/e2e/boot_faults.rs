@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
     Case::isopod("launcher_is_missing", launcher_missing),
     Case::isopod("settings_have_an_unknown_key", unknown_key),
     Case::isopod("settings_are_missing", no_settings),
-    Case::isopod("engine_is_not_there", no_engine),
+    Case::isopod("monitor_is_missing", monitor_missing),
     Case::isopod("annotation_is_not_allowed", annotation),
     Case::isopod("a_good_pod_follows_a_failed_one", recovers),
 ];
@@ -248,9 +248,17 @@ fn no_settings(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn no_engine(bed: &Bed) -> Result<()> {
+/// Whether or not there is a KVM: without either, the engine that was asked for is not there.
+fn monitor_missing(bed: &Bed) -> Result<()> {
     bed.settings.borrow_mut().set("", "engine", quoted("kvm"));
-    create_fails(bed, &["kvm"]).map(drop)
+    bed.settings.borrow_mut().path("monitor", &missing(bed));
+    let why = create_fails(bed, &[])?.err();
+    let named = ["does-not-exist", "engine = \"kvm\""];
+    ensure!(
+        named.iter().any(|name| why.contains(name)),
+        "neither is named: {why}"
+    );
+    Ok(())
 }
 
 fn annotation(bed: &Bed) -> Result<()> {
