@@ -103,6 +103,7 @@ const VCPU: &[Call] = requests!(
 
 /// Devices of this process; those that another serves only speak to it.
 const DEVICE: &[Call] = &[
+    Call::any(libc::SYS_preadv, "the guest image, read-only"),
     Call::any(libc::SYS_epoll_wait, WAIT),
     Call::any(libc::SYS_epoll_pwait, WAIT),
     Call::any(
@@ -114,6 +115,7 @@ const DEVICE: &[Call] = &[
     Call::any(libc::SYS_sendmsg, "vhost-user, to the back end"),
     Call::any(libc::SYS_recvmsg, "vhost-user, from the back end"),
     Call::any(libc::SYS_recvfrom, "whether the back end is still there"),
+    Call::any(libc::SYS_sendto, "vhost-user, to the back end"),
     Call::any(libc::SYS_timerfd_settime, "rate limits"),
     Call::with(
         libc::SYS_fcntl,
