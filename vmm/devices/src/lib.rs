@@ -10,7 +10,7 @@
 //! | device | calls |
 //! |---|---|
 //! | `rng` | `getrandom` |
-//! | `console` | `read`, `write` of its peers |
+//! | `console` | `read`, `sendto`, `write` of its peers |
 //! | `balloon`, `mem` | `madvise` |
 //! | `pmem` | none |
 //! | `blk` | `preadv`, `pwritev`, `fdatasync`, `fallocate`, `pwrite64`, `timerfd_settime`; side by side also `io_uring_setup`, `io_uring_register`, `io_uring_enter`, `epoll_create1` |

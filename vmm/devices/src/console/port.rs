@@ -9,6 +9,7 @@ use isopod_virtio::{Chain, ChainLimits, DeviceError, Rings};
 use rustix::{
     event::epoll::{self, EventFlags},
     io::Errno,
+    net::SendFlags,
 };
 
 use super::tail::Tail;
@@ -166,7 +167,7 @@ impl Port {
             return true;
         };
         while !self.pending.is_empty() {
-            match rustix::io::write(&peer.output, &self.pending) {
+            match put(&peer.output, &self.pending) {
                 Ok(written) => drop(self.pending.drain(..written.min(self.pending.len()))),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if peer.lossy => {
@@ -241,6 +242,16 @@ impl Port {
         }
         set(epoll, &peer.output, output_now, output);
         self.watched = (input, output);
+    }
+}
+
+/// Writes what is taken at once. A socket whose other end is gone is an error and never SIGPIPE; of a
+/// pipe that is for the process to have ignored, as Rust programs do.
+fn put(output: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<usize> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::send(output, bytes, flags) {
+        Err(Errno::NOTSOCK) => rustix::io::write(output, bytes),
+        done => done,
     }
 }
 
