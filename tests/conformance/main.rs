@@ -26,7 +26,7 @@ macro_rules! groups {
         /// Every group's name and text.
         const TABLES: &[(&str, &str)] =
             &[$((stringify!($name), include_str!(concat!("cases/", stringify!($name), ".toml")))),*];
-        const CASES: &[Case] = &[$(Case::both(stringify!($name), $name).within(600)),*];
+        const CASES: &[Case] = &[$(Case::both(stringify!($name), $name).within(600).under_both_containerds()),*];
     };
 }
 

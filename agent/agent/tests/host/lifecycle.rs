@@ -318,3 +318,28 @@ async fn a_second_container_joins_the_pods_namespaces() {
     let (code, stdout, _) = guest.run("b", &spec).await;
     assert_eq!((code, stdout), (0, format!("inside\n{expected}")));
 }
+
+#[tokio::test]
+async fn a_hundred_short_containers_leave_nothing() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let spec = guest.spec(&["true"], json!({}));
+    for round in 0..100 {
+        let id = format!("c{round}");
+        guest
+            .create(&id, &spec, Stdio::new())
+            .await
+            .expect("create");
+        guest.start_process(&id, "").await.expect("start");
+        let code = guest.delete_when_ended(&id).await;
+        assert_eq!(code, 0, "round {round}");
+    }
+    assert!(!guest.cgroup("c99").exists());
+    let left = std::fs::read_dir(guest.cgroup("x").parent().expect("a parent"))
+        .expect("cgroups")
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .count();
+    assert_eq!(left, 0, "cgroups left");
+}
