@@ -1,6 +1,7 @@
 //! The end-to-end suites: what a user of containerd sees. Each case that runc can run is proven on runc.
 #![forbid(unsafe_code)]
 
+mod abuse;
 mod boot_faults;
 mod death;
 mod exit_codes;
@@ -24,6 +25,7 @@ use isopod_tests::Suite;
 const SUITE: Suite = Suite {
     name: "e2e",
     groups: &[
+        ("abuse", abuse::CASES),
         ("exit_codes", exit_codes::CASES),
         ("filesystem", filesystem::CASES),
         ("limits", limits::CASES),
