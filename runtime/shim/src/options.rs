@@ -19,6 +19,9 @@ pub enum Error {
          (ctr: --runtime-config-path FILE; containerd: options.ConfigPath = \"FILE\")"
     )]
     UnknownType(String),
+    /// An option of runc's that means nothing here.
+    #[error("runtime options: field {0} of containerd.linux.runc.CreateOptions is not supported")]
+    RuncOption(u32),
     /// Bytes that are no such message.
     #[error("runtime options cannot be decoded: {0}")]
     Decode(#[from] containerd_shim_protos::protobuf::Error),
@@ -63,6 +66,7 @@ impl Source {
             "" if any.value.is_empty() => Ok(Self::Default),
             // The second name is containerd's before 1.5.
             "runtimeoptions.v1.Options" | "cri.runtimeoptions.v1.Options" => decode(&any.value),
+            "containerd.linux.runc.CreateOptions" => stream_owners(&any.value),
             _ => Err(Error::UnknownType(any.type_url.clone())),
         }
     }
@@ -98,6 +102,20 @@ fn decode(bytes: &[u8]) -> Result<Source, Error> {
     if !body.is_empty() {
         let text = String::from_utf8(body).map_err(|_| Error::BodyNotText)?;
         return Ok(Source::Text(text));
+    }
+    Ok(Source::Default)
+}
+
+/// For a container with a user namespace, containerd 1.7's client tells every runtime but runc by this
+/// message, and by no other, whom the standard streams' pipes shall belong to (`io_uid = 10`,
+/// `io_gid = 11`). Here the streams are the guest's own: they belong to the container's root already.
+fn stream_owners(bytes: &[u8]) -> Result<Source, Error> {
+    let mut input = CodedInputStream::from_bytes(bytes);
+    while let Some(tag) = input.read_raw_tag_or_eof()? {
+        match tag >> 3 {
+            10 | 11 => drop(input.read_uint32()?),
+            other => return Err(Error::RuncOption(other)),
+        }
     }
     Ok(Source::Default)
 }
@@ -155,6 +173,18 @@ mod tests {
     }
 
     #[test]
+    fn who_owns_the_streams_is_no_option_of_ours() {
+        let options = |value: &[u8]| {
+            Source::from_any(Some(&any("containerd.linux.runc.CreateOptions", value)))
+        };
+        let owners = [10 << 3, 0xa0, 0x8d, 6, 11 << 3, 0xa0, 0x8d, 6];
+        assert_eq!(options(&owners).expect("decodes"), Source::Default);
+        let no_pivot_root = [1 << 3, 1];
+        let error = options(&no_pivot_root).expect_err("refused");
+        assert!(error.to_string().contains("field 1 of"), "{error}");
+    }
+
+    #[test]
     fn text_is_parsed_and_a_mistake_is_an_error() {
         assert!(Source::Text("engine = \"qemu\"".into()).load().is_ok());
         assert!(Source::Text("engin = \"qemu\"".into()).load().is_err());
@@ -170,6 +200,7 @@ mod tests {
         fn no_bytes_panic(bytes: Vec<u8>) {
             let _ = Source::from_bytes(&bytes);
             let _ = decode(&bytes);
+            let _ = stream_owners(&bytes);
         }
     }
 }

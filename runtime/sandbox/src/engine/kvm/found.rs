@@ -3,15 +3,17 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use isopod_settings::Settings;
 use serde::{Deserialize, Serialize};
 
-/// In the state directory, which a reboot empties.
-const FILE: &str = "kvm.json";
+/// Beside the state directory, which holds pods and nothing else; a reboot removes both.
+fn file(settings: &Settings) -> PathBuf {
+    settings.paths.state.with_extension("kvm.json")
+}
 
 /// What `isopod-vmm probe` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +27,7 @@ pub(crate) struct Found {
 
 /// Asks the monitor, or remembers. The error names what to do.
 pub(crate) fn find(settings: &Settings) -> Result<Found, String> {
-    let file = settings.paths.state.join(FILE);
+    let file = file(settings);
     if let Some(found) = remembered(&file) {
         return Ok(found);
     }
@@ -59,7 +61,7 @@ mod tests {
     fn a_missing_monitor_is_named_and_an_answer_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = Settings::default();
-        settings.paths.state = dir.path().to_owned();
+        settings.paths.state = dir.path().join("isopod");
         settings.paths.monitor = "/nonexistent/isopod-vmm".into();
         let error = find(&settings).unwrap_err();
         assert!(error.contains("/nonexistent/isopod-vmm"), "{error}");
@@ -69,9 +71,9 @@ mod tests {
             instructions_per_second: 1.75e6,
         };
         let json = serde_json::to_vec(&found).unwrap();
-        fs::write(dir.path().join(FILE), json).unwrap();
+        fs::write(dir.path().join("isopod.kvm.json"), json).unwrap();
         assert_eq!(find(&settings).unwrap(), found);
-        fs::write(dir.path().join(FILE), "half").unwrap();
+        fs::write(dir.path().join("isopod.kvm.json"), "half").unwrap();
         assert!(find(&settings).is_err());
     }
 }
