@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 const LINES: usize = 64;
 /// Bytes of a line kept; the rest of it is dropped.
 const LINE_LEN: usize = 256;
-/// Lines of a reason.
-const TOLD: usize = 12;
+/// Lines of a reason: a kernel's fault with its registers and its call trace.
+const TOLD: usize = 40;
 /// Lines told before a panic: PID 1 says why it ends, and then the kernel panics because it did.
 const BEFORE: usize = 2;
 
@@ -62,23 +62,25 @@ impl Console {
         }
     }
 
-    /// The lines that tell most about an end: from shortly before the first that speaks of a panic,
-    /// else the last.
+    /// The lines that tell most about an end: from shortly before the first that speaks of a fault or a
+    /// panic, else the last.
     pub fn last_words(&self) -> Vec<String> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let open = Some(&ring.open).filter(|line| !line.is_empty());
         let lines: Vec<&String> = ring.lines.iter().chain(open).collect();
-        let panic = lines.iter().position(|line| speaks_of_panic(line));
-        let first = panic.map_or(lines.len().saturating_sub(TOLD), |panic| {
-            panic.saturating_sub(BEFORE)
-        });
+        let trouble = |line: &&String| speaks_of_panic(line) || speaks_of_fault(line);
+        let first = match lines.iter().position(trouble) {
+            Some(trouble) => trouble.saturating_sub(BEFORE),
+            None => lines.len().saturating_sub(TOLD),
+        };
         lines.into_iter().skip(first).take(TOLD).cloned().collect()
     }
 
     /// Whether a panic was spoken of.
     pub fn panicked(&self) -> bool {
-        let lines = self.last_words();
-        lines.iter().any(|line| speaks_of_panic(line))
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = ring.lines.iter().chain([&ring.open]);
+        lines.any(|line| speaks_of_panic(line))
     }
 
     /// `what`, followed by the last lines, if there are any.
@@ -96,6 +98,13 @@ fn speaks_of_panic(line: &str) -> bool {
     line.contains("Kernel panic") || line.contains("panicked at")
 }
 
+/// How the kernel begins to tell of a fault of its own, which may lead to a panic.
+fn speaks_of_fault(line: &str) -> bool {
+    ["BUG: ", "Oops: ", "cut here ]"]
+        .iter()
+        .any(|words| line.contains(words))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,7 +119,7 @@ mod tests {
     fn the_last_lines_are_told() {
         let text: String = (0..100).map(|line| format!("line {line}\r\n")).collect();
         let words = console(text.as_bytes()).last_words();
-        assert_eq!(words.first().unwrap(), "line 88");
+        assert_eq!(words.first().unwrap(), "line 60");
         assert_eq!(words.last().unwrap(), "line 99");
     }
 
@@ -119,7 +128,7 @@ mod tests {
         let mut text = b"Command line: panic=-1\nnoise\nmore noise\nagent: cannot serve: x\n\
             Kernel panic - not syncing: Attempted to kill init!\n"
             .to_vec();
-        text.extend((0..40).flat_map(|line| format!("trace {line}\n").into_bytes()));
+        text.extend((0..60).flat_map(|line| format!("trace {line}\n").into_bytes()));
         let console = console(&text);
         assert!(console.panicked());
         let words = console.last_words();
@@ -132,6 +141,23 @@ mod tests {
             ]
         );
         assert_eq!(words.len(), TOLD);
+    }
+
+    #[test]
+    fn a_panic_that_a_fault_led_to_is_told_from_the_fault_on() {
+        let mut text = b"noise\n".repeat(50);
+        text.extend_from_slice(b"BUG: unable to handle page fault for address: ffff888001e26000\n");
+        text.extend((0..10).flat_map(|line| format!("trace {line}\n").into_bytes()));
+        let fault = console(&text);
+        assert!(!fault.panicked(), "it went on");
+        text.extend_from_slice(b"Kernel panic - not syncing: Fatal exception in interrupt\n");
+        let words = console(&text).last_words();
+        assert!(words.get(2).unwrap().starts_with("BUG: "), "{words:?}");
+        assert!(
+            words.last().unwrap().starts_with("Kernel panic"),
+            "{words:?}"
+        );
+        assert!(console(&text).panicked());
     }
 
     #[test]
