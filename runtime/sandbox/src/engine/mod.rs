@@ -11,6 +11,7 @@ pub(crate) use choose::{Choice, choose};
 use std::{os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
+use tokio::net::UnixStream;
 
 use crate::{
     host::{HostError, record::RecordedProcess, spawner::Spawner},
@@ -93,6 +94,16 @@ pub(crate) enum EngineError {
     /// The process did not answer.
     #[error("the virtual machine's process did not answer within {0:?}")]
     Silent(Duration),
+}
+
+/// Our end for the runtime, theirs for a process.
+fn pair(what: &'static str) -> Result<(UnixStream, OwnedFd), EngineError> {
+    let act = || -> std::io::Result<_> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        Ok((UnixStream::from_std(ours)?, theirs.into()))
+    };
+    act().map_err(|source| EngineError::Socket { what, source })
 }
 
 impl From<EngineError> for crate::Error {

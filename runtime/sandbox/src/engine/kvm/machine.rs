@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -12,7 +12,6 @@ use async_trait::async_trait;
 use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{MonitorConfig, MonitorDescriptors};
 use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
-use tokio::net::UnixStream;
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
     context,
@@ -20,7 +19,7 @@ use ttrpc::{
 
 use super::found::Found;
 use crate::{
-    engine::{BackEnds, EngineError, Machine, console::Console},
+    engine::{BackEnds, EngineError, Machine, console::Console, pair},
     host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
     plan::PodPlan,
 };
@@ -139,16 +138,6 @@ pub(super) async fn start(
         console,
         errors,
     })
-}
-
-/// Our end for the runtime, theirs for a process.
-fn pair(what: &'static str) -> Result<(UnixStream, OwnedFd), EngineError> {
-    let act = || -> io::Result<_> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        Ok((UnixStream::from_std(ours)?, theirs.into()))
-    };
-    act().map_err(|source| EngineError::Socket { what, source })
 }
 
 fn within(limit: Duration) -> context::Context {

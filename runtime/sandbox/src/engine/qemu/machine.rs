@@ -2,10 +2,7 @@
 
 use std::{
     io,
-    os::{
-        fd::OwnedFd,
-        unix::{fs::MetadataExt, process::ExitStatusExt},
-    },
+    os::unix::{fs::MetadataExt, process::ExitStatusExt},
     process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -13,14 +10,14 @@ use std::{
 use async_trait::async_trait;
 use command_fds::{CommandFdExt, FdMapping};
 use isopod_settings::Accelerator;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     command::{CONSOLE_FD, Confinement, FS_FD, IMAGE_FD, LIFELINE_FD, QMP_FD, VSOCK_FD, launcher},
     qmp::Qmp,
 };
 use crate::{
-    engine::{BackEnds, EngineError, Machine, console::Console},
+    engine::{BackEnds, EngineError, Machine, console::Console, pair},
     host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
     plan::PodPlan,
 };
@@ -110,16 +107,6 @@ fn confinement(plan: &PodPlan) -> Result<Confinement, HostError> {
         gid,
         accelerator,
     })
-}
-
-/// Our end for the runtime, theirs for a process.
-fn pair(what: &'static str) -> Result<(UnixStream, OwnedFd), EngineError> {
-    let act = || -> io::Result<_> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        Ok((UnixStream::from_std(ours)?, theirs.into()))
-    };
-    act().map_err(|source| EngineError::Socket { what, source })
 }
 
 #[async_trait]
