@@ -291,9 +291,10 @@ impl<D: Device> Station<D> {
         }
         self.device.reset();
         self.phase = Phase::Failed(error.to_string());
+        // The host has the reason before the guest can see the failure and act on it.
+        (self.on_failure)(error);
         self.shared.needs_reset.store(true, Ordering::SeqCst);
         self.shared.interrupt.raise(INTERRUPT_CONFIG);
-        (self.on_failure)(error);
     }
 }
 
