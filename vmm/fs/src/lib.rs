@@ -5,7 +5,7 @@
 //! stdin: FileServerConfig (JSON)        main.rs
 //!   -> claim descriptors, walls         walls.rs, filter.rs    (isopod-jail)
 //!   -> front end connects               process.rs
-//!        virtio-fs:  queue.rs  -> FUSE requests -> share/
+//!        virtio-fs:  queue.rs (patience.rs) -> FUSE requests -> share/
 //!        vsock:      vsock.rs  -> isopod-devices
 //! ```
 //! A library only so that its tests and the fuzzer reach its parts; nothing imports it. Imports
@@ -14,6 +14,7 @@
 
 pub mod filter;
 pub mod log;
+mod patience;
 pub mod process;
 pub mod queue;
 pub mod share;

@@ -5,9 +5,10 @@
 use std::{
     io::{self, Write},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use fuse_backend_rs::{
@@ -22,7 +23,10 @@ use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
 use virtio_queue::DescriptorChain;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::share::{Share, extra};
+use crate::{
+    patience::Patience,
+    share::{Share, extra},
+};
 
 type Vring = VringMutex<GuestMemoryHandle>;
 type Memory = <GuestMemoryHandle as GuestAddressSpace>::T;
@@ -37,6 +41,8 @@ pub struct FsBackend {
     share: Arc<Share>,
     request_queues: u16,
     memory: GuestMemoryHandle,
+    /// By queue; each is touched by the queue's own thread only.
+    patience: Vec<Mutex<Patience>>,
     /// Trouble was reported: once is enough, a guest can break its rings as often as it likes.
     reported: AtomicBool,
 }
@@ -50,6 +56,7 @@ impl FsBackend {
             share,
             request_queues,
             memory,
+            patience: (0..=request_queues).map(|_| Mutex::default()).collect(),
             reported: AtomicBool::new(false),
         }
     }
@@ -60,9 +67,10 @@ impl FsBackend {
         }
     }
 
-    /// Takes every chain that the queue holds now and answers it.
-    fn serve(&self, vring: &Vring) -> Result<(), virtio_queue::Error> {
+    /// Takes every chain that the queue holds now, or soon after, and answers it.
+    fn serve(&self, vring: &Vring, patience: &mut Patience) -> Result<(), virtio_queue::Error> {
         let memory = self.memory.memory();
+        patience.woken(Instant::now());
         loop {
             vring.disable_notification()?;
             let mut answered = false;
@@ -76,6 +84,9 @@ impl FsBackend {
                 {
                     self.report("cannot signal the guest", &error);
                 }
+            }
+            if answered && patience.outlasts(Instant::now(), || more(vring, &memory)) {
+                continue;
             }
             // Rings whose indices make no sense always look as if there were more to do.
             if !vring.enable_notification()? || !answered {
@@ -143,6 +154,17 @@ fn reply(
         .ok()?;
     writer.write_all(&body).ok()?;
     Some(len)
+}
+
+/// Whether the guest has offered a chain that was not taken; not once the front end has stopped the queue.
+fn more(vring: &Vring, memory: &Memory) -> bool {
+    let vring = vring.get_ref();
+    let queue = vring.get_queue();
+    vring.is_enabled()
+        && queue.ready()
+        && queue
+            .avail_idx(&**memory, Ordering::Acquire)
+            .is_ok_and(|offered| offered.0 != queue.next_avail())
 }
 
 fn pop(vring: &Vring, memory: &Memory) -> Option<DescriptorChain<Memory>> {
@@ -216,7 +238,11 @@ impl VhostUserBackend for FsBackend {
             // The kick descriptor is broken; an error here ends this queue's thread.
             return Err(io::Error::other("unexpected event on a queue"));
         };
-        if let Err(error) = self.serve(vring) {
+        let Some(patience) = self.patience.get(thread) else {
+            return Err(io::Error::other("unexpected queue"));
+        };
+        let mut patience = patience.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = self.serve(vring, &mut patience) {
             // The guest broke its own rings; nothing can be told to it. The other queues go on.
             self.report(&format!("queue {thread}"), &error);
         }

@@ -65,14 +65,14 @@ pub fn enter(shared_dir: &Path) -> Result<(), Error> {
     .enter()
 }
 
-/// How many descriptors remembered inodes may take: half of what the process may have, the rest is for
-/// the files that the guest opens; and not so many that the host's memory for them matters.
+/// How many descriptors remembered inodes may take: three quarters of what the process may have, the
+/// rest is for the files that the guest opens; and not so many that the host's memory for them matters.
 #[must_use]
 pub fn descriptors_for_inodes() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     // None: no limit at all.
     let limit = limit.unwrap_or(OPEN_FILES).min(OPEN_FILES);
-    usize::try_from((limit / 2).min(64 << 10))
+    usize::try_from((limit - limit / 4).min(64 << 10))
         .unwrap_or(usize::MAX)
         .saturating_sub(64)
         .max(64)

@@ -10,12 +10,7 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
 };
 
-use super::{
-    Share, VALIDITY,
-    handle::Handle,
-    inode::{self, Inode},
-    thread::ClearingSetId,
-};
+use super::{Share, VALIDITY, handle::Handle, identity, inode::Inode, thread::ClearingSetId};
 
 /// statx(2)'s answer in the form that the request parser takes.
 pub(super) fn to_stat(stat: &Statx) -> stat64 {
@@ -64,10 +59,10 @@ impl Share {
             .transpose()?
         {
             Some(handle) => match handle.file() {
-                Ok(file) => inode::stat(file),
-                Err(_) => inode::stat(handle.listing()?.descriptor()),
+                Ok(file) => identity::stat(file),
+                Err(_) => identity::stat(handle.listing()?.descriptor()),
             },
-            None => inode::stat(self.inodes.fd(&self.inodes.get(node)?)?),
+            None => identity::stat(self.inodes.fd(&self.inodes.get(node)?)?),
         }
     }
 
@@ -134,7 +129,7 @@ impl Share {
             };
             rustix::fs::utimensat(&self.proc, path.as_c_str(), &times, AtFlags::empty())?;
         }
-        inode::stat(&fd)
+        identity::stat(&fd)
     }
 
     fn truncate(

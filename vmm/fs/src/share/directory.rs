@@ -15,7 +15,8 @@ use rustix::fs::{OFlags, RawDir, SeekFrom};
 use super::{
     Share,
     handle::{Handle, Opened},
-    inode::{Inode, Reached},
+    identity::Reached,
+    inode::Inode,
 };
 
 /// What one getdents64(2) reads at most; the guest asks for a page at a time.

@@ -11,7 +11,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use super::{
     Share,
     file::{OpenedFile, allowed_flags},
-    inode::{Inode, Reached},
+    identity::Reached,
+    inode::Inode,
     name::component,
     thread,
 };

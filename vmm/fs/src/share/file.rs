@@ -23,7 +23,8 @@ use super::{
     Share,
     attributes::descriptor_name,
     handle::{Handle, Opened},
-    inode::{self, Inode},
+    identity,
+    inode::Inode,
     thread::ClearingSetId,
 };
 
@@ -87,7 +88,7 @@ impl Share {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         let fd = self.open_again(&inode, flags)?;
-        let unchanged = inode.opened_unchanged(&inode::stat(&fd)?);
+        let unchanged = inode.opened_unchanged(&identity::stat(&fd)?);
         let mut opened = self.opened(node, fd, flags);
         if unchanged {
             opened.open_flags |= KEEP_CACHE;

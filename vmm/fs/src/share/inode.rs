@@ -21,7 +21,7 @@ use std::{
     collections::{HashMap, VecDeque},
     ffi::{CStr, CString},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -30,7 +30,9 @@ use std::{
 };
 
 use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{FileType, Statx};
+
+use super::identity::{Identity, Reached, stat_by_name};
 
 /// A guest that remembers more than this is told ENFILE. At about 250 bytes each, well above what
 /// a guest's memory allows its kernel to remember.
@@ -42,59 +44,6 @@ const MAX_DEPTH: usize = 4096;
 /// An inode is let go only if its directory is held or reached through at most this many: a deep tree
 /// must not make the search for what can be let go a long one.
 const NEAR: usize = 8;
-
-/// What makes an inode the same inode: where it is mounted, device, number, and when it was made
-/// (numbers are used again, also those of devices and mounts).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Identity {
-    mount: u64,
-    device: (u32, u32),
-    number: u64,
-    birth: (i64, u32),
-    kind: u16,
-}
-
-impl Identity {
-    fn of(stat: &Statx) -> Self {
-        Self {
-            mount: stat.stx_mnt_id,
-            device: (stat.stx_dev_major, stat.stx_dev_minor),
-            number: stat.stx_ino,
-            birth: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
-            kind: stat.stx_mode & (libc::S_IFMT as u16),
-        }
-    }
-}
-
-/// A file that was just reached: a descriptor that names it, and what statx(2) said.
-pub(super) struct Reached {
-    pub fd: OwnedFd,
-    pub stat: Statx,
-}
-
-impl Reached {
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let stat = stat(&fd)?;
-        Ok(Self { fd, stat })
-    }
-
-    /// The entry of a directory, links not followed.
-    pub fn by_name(directory: impl AsFd, name: &CStr) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Self::new(rustix::fs::openat(directory, name, flags, Mode::empty())?)
-    }
-}
-
-/// statx(2) of what a descriptor names.
-pub(super) fn stat(fd: impl AsFd) -> io::Result<Statx> {
-    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
-    Ok(rustix::fs::statx(
-        fd,
-        c"",
-        AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW,
-        wanted,
-    )?)
-}
 
 /// One inode.
 pub(super) struct Inode {
@@ -490,8 +439,8 @@ impl Inodes {
         let Ok(_alone) = self.naming.try_write() else {
             return false;
         };
-        let same = Reached::by_name(&directory, &name)
-            .is_ok_and(|reached| Identity::of(&reached.stat) == inode.identity);
+        let same =
+            stat_by_name(&directory, &name).is_ok_and(|stat| Identity::of(&stat) == inode.identity);
         if same && inode.way().fd.take().is_some() {
             self.let_go.fetch_add(1, Ordering::Relaxed);
         }

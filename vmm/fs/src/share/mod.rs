@@ -16,6 +16,7 @@
 //! | file | job |
 //! |---|---|
 //! | `inode.rs` | inodes that the guest remembers, and how each is reached again |
+//! | `identity.rs` | which inode a name or descriptor leads to |
 //! | `handle.rs` | open files and directories |
 //! | `thread.rs` | what each serving thread has of its own: user, umask, working directory |
 //! | `entry.rs` | names: lookup, making, linking, renaming, removing |
@@ -33,6 +34,7 @@ pub mod extra;
 mod file;
 mod fuse;
 mod handle;
+mod identity;
 mod inode;
 pub mod name;
 mod thread;
@@ -47,10 +49,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use self::{
-    handle::Handles,
-    inode::{Inodes, Reached},
-};
+use self::{handle::Handles, identity::Reached, inode::Inodes};
 
 /// How long the guest may believe names and attributes without asking again. Volumes can change
 /// behind its back (a ConfigMap that is swapped), so not for long.

@@ -1,0 +1,68 @@
+//! Which inode it is that a name or a descriptor leads to.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
+
+/// What makes an inode the same inode: where it is mounted, device, number, and when it was made
+/// (numbers are used again, also those of devices and mounts).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    pub mount: u64,
+    device: (u32, u32),
+    number: u64,
+    birth: (i64, u32),
+    pub kind: u16,
+}
+
+impl Identity {
+    pub fn of(stat: &Statx) -> Self {
+        Self {
+            mount: stat.stx_mnt_id,
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            number: stat.stx_ino,
+            birth: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
+            kind: stat.stx_mode & (libc::S_IFMT as u16),
+        }
+    }
+}
+
+/// A file that was just reached: a descriptor that names it, and what statx(2) said.
+pub(super) struct Reached {
+    pub fd: OwnedFd,
+    pub stat: Statx,
+}
+
+impl Reached {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let stat = stat(&fd)?;
+        Ok(Self { fd, stat })
+    }
+
+    /// The entry of a directory, links not followed.
+    pub fn by_name(directory: impl AsFd, name: &CStr) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Self::new(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+    }
+}
+
+/// What is asked of statx(2): attributes, and what makes an inode the same.
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS
+    .union(StatxFlags::BTIME)
+    .union(StatxFlags::MNT_ID);
+
+/// statx(2) of what a descriptor names.
+pub(super) fn stat(fd: impl AsFd) -> io::Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    Ok(rustix::fs::statx(fd, c"", flags, WANTED)?)
+}
+
+/// statx(2) of a directory's entry, links not followed.
+pub(super) fn stat_by_name(directory: impl AsFd, name: &CStr) -> io::Result<Statx> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(directory, name, flags, WANTED)?)
+}
