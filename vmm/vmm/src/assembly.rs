@@ -11,7 +11,7 @@ use isopod_config::{CpuConfig, FsConfig, MemoryConfig, VsockConfig};
 use isopod_devices::{
     blk::{Blk, BlkConfig, BlkError, Disk, DiskError},
     rng::Rng,
-    vhost_user::{VhostUser, VhostUserConfig, VhostUserError},
+    vhost_user::{PATIENCE, VhostUser, VhostUserConfig, VhostUserError, Watchdog},
 };
 use isopod_machine::{Builder, Host, Machine, MachineConfig, MachineError, Prepare};
 
@@ -43,6 +43,9 @@ pub enum AssemblyError {
         /// Why.
         source: VhostUserError,
     },
+    /// The thread that ends conversations with processes that hang.
+    #[error("start the watchdog: {0}")]
+    Watchdog(#[source] std::io::Error),
     /// A tag that no guest can mount.
     #[error("fs.tag = {0:?}: 1 to 36 bytes")]
     Tag(String),
@@ -86,6 +89,8 @@ pub struct Prepares {
     pub vcpu: Prepare,
     /// Those of devices.
     pub device: Prepare,
+    /// That of the watchdog over the processes that serve devices.
+    pub watchdog: Prepare,
 }
 
 /// Puts a machine together, its guest about to take its first instruction. `on_end` is called when the
@@ -126,16 +131,18 @@ pub fn assemble(
     root.insert(Disk::new(image)?)?;
     builder.attach("blk-root", root, started(&prepares.device))?;
     builder.attach("rng", Rng::default(), started(&prepares.device))?;
+    let watchdog =
+        Watchdog::start(PATIENCE, started(&prepares.watchdog)).map_err(AssemblyError::Watchdog)?;
     if let Some(Served { config, connection }) = fs {
         let front =
             VhostUserConfig::file_system(&config.tag, config.request_queues, config.queue_size)
                 .ok_or(AssemblyError::Tag(config.tag))?;
-        let fs = VhostUser::new(front, connection).map_err(back_end("fs"))?;
+        let fs = VhostUser::new(front, connection, &watchdog).map_err(back_end("fs"))?;
         builder.attach("fs", fs, started(&prepares.device))?;
     }
     if let Some(Served { config, connection }) = vsock {
         let front = VhostUserConfig::vsock(config.guest_cid, VSOCK_QUEUE_SIZE);
-        let vsock = VhostUser::new(front, connection).map_err(back_end("vsock"))?;
+        let vsock = VhostUser::new(front, connection, &watchdog).map_err(back_end("vsock"))?;
         builder.attach("vsock", vsock, started(&prepares.device))?;
     }
     let parameters = format!("{ROOT} {}", parameters.join(" "));
@@ -146,12 +153,12 @@ fn back_end(device: &'static str) -> impl FnOnce(VhostUserError) -> AssemblyErro
     move |source| AssemblyError::BackEnd { device, source }
 }
 
-/// A device's thread without its filter would be a hole in the wall: the process ends.
+/// A thread without its filter would be a hole in the wall: the process ends.
 fn started(prepare: &Prepare) -> impl FnOnce() + Send + 'static {
     let prepare = prepare.clone();
     move || {
         if let Err(error) = prepare() {
-            tracing::error!(%error, "confine a device's thread");
+            tracing::error!(%error, "confine a thread");
             std::process::exit(1);
         }
     }

@@ -101,6 +101,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     let unconfined = Prepares {
         vcpu: Arc::new(|| Ok(())),
         device: Arc::new(|| Ok(())),
+        watchdog: Arc::new(|| Ok(())),
     };
     let (ended, end) = mpsc::channel();
     let on_end = Box::new(move || {

@@ -3,16 +3,19 @@
 use std::{
     io,
     os::unix::net::UnixListener,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     thread::JoinHandle,
 };
 
-use isopod_memory::DirtyBitmap;
+use isopod_memory::{DirtyBitmap, GuestAddressSpace, GuestMemoryHandle};
 use isopod_virtio::{
     ChainLimits, Control, LiveQueue, QueueCounters,
     testing::{Buffer, DriverQueue, GuestRam, MmioDriver},
 };
-use vhost::vhost_user::Listener;
+use vhost::vhost_user::{
+    Listener,
+    message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures},
+};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringMutex, VringT};
 use vmm_sys_util::epoll::EventSet;
 
@@ -30,6 +33,23 @@ const LIMITS: ChainLimits = ChainLimits {
 struct Echo {
     memory: GuestMemoryHandle,
     features: u64,
+    hang: Arc<Hang>,
+}
+
+/// What may hold up a back end.
+#[derive(Default)]
+struct Hang {
+    /// Taken for a moment in each act.
+    held: Mutex<()>,
+    /// How many acts came to that.
+    reached: AtomicUsize,
+}
+
+impl Hang {
+    fn pass(&self) {
+        self.reached.fetch_add(1, Ordering::SeqCst);
+        drop(self.held.lock().unwrap());
+    }
 }
 
 impl VhostUserBackendMut for Echo {
@@ -52,6 +72,10 @@ impl VhostUserBackendMut for Echo {
         VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK
     }
 
+    fn acked_features(&mut self, _features: u64) {
+        self.hang.pass();
+    }
+
     fn set_event_idx(&mut self, _enabled: bool) {}
 
     fn update_memory(&mut self, _memory: GuestMemoryHandle) -> io::Result<()> {
@@ -69,6 +93,7 @@ impl VhostUserBackendMut for Echo {
         let memory = self.memory.memory();
         let mut counters = QueueCounters::default();
         let mut locked = vring.get_mut();
+        self.hang.pass();
         let mut queue =
             LiveQueue::new(locked.get_queue_mut(), &memory, LIMITS, &mut counters).unwrap();
         loop {
@@ -91,6 +116,13 @@ impl VhostUserBackendMut for Echo {
 
 /// A back end that serves one connection; it ends when that does.
 fn back_end(features: u64) -> (UnixStream, JoinHandle<()>) {
+    let (connection, _hang, thread) = back_end_that_hangs(features);
+    (connection, thread)
+}
+
+fn back_end_that_hangs(features: u64) -> (UnixStream, Arc<Hang>, JoinHandle<()>) {
+    let hang = Arc::new(Hang::default());
+    let its = Arc::clone(&hang);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
@@ -100,13 +132,14 @@ fn back_end(features: u64) -> (UnixStream, JoinHandle<()>) {
         let echo = Echo {
             memory: memory.clone(),
             features,
+            hang: its,
         };
         let echo = Arc::new(Mutex::new(echo));
         let mut daemon = VhostUserDaemon::new("echo".into(), echo, memory).unwrap();
         daemon.start(&mut Listener::from(listener)).unwrap();
         let _ = daemon.wait();
     });
-    (connection, thread)
+    (connection, hang, thread)
 }
 
 /// With a feature of its kind that the front end does not know.
@@ -124,9 +157,13 @@ fn config() -> VhostUserConfig {
     }
 }
 
+fn watchdog() -> Watchdog {
+    Watchdog::start(PATIENCE, || ()).unwrap()
+}
+
 fn rig() -> (MmioDriver, Control<VhostUser>) {
     let (connection, _thread) = back_end(usual());
-    let device = VhostUser::new(config(), connection).unwrap();
+    let device = VhostUser::new(config(), connection, &watchdog()).unwrap();
     MmioDriver::attach_to(GuestRam::shared(16 << 20), device)
 }
 
@@ -212,7 +249,7 @@ fn pausing_stops_the_back_end_and_keeps_the_positions() {
     // And another process can take over between save and restore.
     let state = driver.save();
     let (connection, _thread) = back_end(usual());
-    let device = VhostUser::new(config(), connection).unwrap();
+    let device = VhostUser::new(config(), connection, &watchdog()).unwrap();
     let (mut driver, _control) = driver.restore(device, state);
     assert_eq!(echo(&mut driver, 0, &mut queues[0], b"there"), b"there");
 }
@@ -221,7 +258,7 @@ fn pausing_stops_the_back_end_and_keeps_the_positions() {
 fn a_back_end_that_dies_fails_its_device_for_good() {
     let (connection, _thread) = back_end(usual());
     let end = connection.try_clone().unwrap();
-    let device = VhostUser::new(config(), connection).unwrap();
+    let device = VhostUser::new(config(), connection, &watchdog()).unwrap();
     let (mut driver, _control) = MmioDriver::attach_to(GuestRam::shared(16 << 20), device);
     driver.start(0, &[64, 32]);
     end.shutdown(std::net::Shutdown::Both).unwrap();
@@ -234,10 +271,83 @@ fn a_back_end_that_dies_fails_its_device_for_good() {
     assert_eq!(driver.status() & 64, 64, "another try cannot help");
 }
 
+/// A back end that hangs at whatever comes next while the lock is held; its front end.
+fn hanging() -> (Arc<Hang>, Watchdog, VhostUser) {
+    let (connection, hang, _thread) = back_end_that_hangs(usual());
+    let watchdog = Watchdog::start(Duration::from_millis(100), || ()).unwrap();
+    let device = VhostUser::new(config(), connection, &watchdog).unwrap();
+    (hang, watchdog, device)
+}
+
+/// A request that the back end hangs in.
+fn ask_in_vain(driver: &mut MmioDriver, queue: &mut DriverQueue, hang: &Hang) {
+    let before = hang.reached.load(Ordering::SeqCst);
+    let at = driver.ram.allocate(16);
+    queue.offer(&[Buffer::Readable(at, 4), Buffer::Writable(at + 8, 4)]);
+    driver.notify(0);
+    driver.until(|| (hang.reached.load(Ordering::SeqCst) > before).then_some(()));
+}
+
+#[test]
+fn a_back_end_that_never_answers_is_refused() {
+    let watchdog = Watchdog::start(Duration::from_millis(100), || ()).unwrap();
+    let (connection, _nobody) = UnixStream::pair().unwrap();
+    let refused = VhostUser::new(config(), connection, &watchdog).err();
+    let refused = refused.unwrap().to_string();
+    assert!(refused.contains("the negotiation took longer"), "{refused}");
+}
+
+#[test]
+fn a_back_end_that_hangs_at_the_start_fails_its_device() {
+    let (hang, _watchdog, device) = hanging();
+    let (mut driver, _control) = MmioDriver::attach_to(GuestRam::shared(16 << 20), device);
+    let held = hang.held.lock().unwrap();
+    driver.start(0, &[64, 32]);
+    driver.until(|| (driver.status() & 64 != 0).then_some(()));
+    drop(held);
+    let failures = driver.failures.lock().unwrap().concat();
+    assert!(
+        failures.contains("starting the queues took longer"),
+        "{failures}"
+    );
+}
+
+#[test]
+fn a_back_end_that_hangs_in_a_request_holds_up_no_reset() {
+    let (hang, _watchdog, device) = hanging();
+    let (mut driver, _control) = MmioDriver::attach_to(GuestRam::shared(16 << 20), device);
+    let mut queues = driver.start(0, &[64, 32]);
+    assert_eq!(echo(&mut driver, 0, &mut queues[0], b"word"), b"word");
+    let held = hang.held.lock().unwrap();
+    ask_in_vain(&mut driver, &mut queues[0], &hang);
+    // The reset returns, and the device is lost: the old driver's request may still be under way.
+    driver.reset();
+    driver.start(0, &[64, 32]);
+    assert_eq!(driver.status() & 64, 64);
+    drop(held);
+    let failures = driver.failures.lock().unwrap().concat();
+    assert!(
+        failures.contains("stopping the queues took longer"),
+        "{failures}"
+    );
+}
+
+#[test]
+fn a_back_end_that_hangs_holds_up_no_pause() {
+    let (hang, _watchdog, device) = hanging();
+    let (mut driver, _control) = MmioDriver::attach_to(GuestRam::shared(16 << 20), device);
+    let mut queues = driver.start(0, &[64, 32]);
+    let held = hang.held.lock().unwrap();
+    ask_in_vain(&mut driver, &mut queues[0], &hang);
+    driver.transport.pause().unwrap();
+    driver.until(|| (driver.status() & 64 != 0).then_some(()));
+    drop(held);
+}
+
 #[test]
 fn memory_that_is_no_files_cannot_be_shared() {
     let (connection, _thread) = back_end(usual());
-    let device = VhostUser::new(config(), connection).unwrap();
+    let device = VhostUser::new(config(), connection, &watchdog()).unwrap();
     let (mut driver, _control) = MmioDriver::attach(device);
     driver.start(0, &[64, 32]);
     assert_eq!(driver.status() & 64, 64);
@@ -248,14 +358,14 @@ fn memory_that_is_no_files_cannot_be_shared() {
 fn a_back_end_that_lacks_what_is_needed_is_refused() {
     for lacking in [feature::VERSION_1, 1 << 30] {
         let (connection, _thread) = back_end(usual() & !lacking);
-        let refused = VhostUser::new(config(), connection).err();
+        let refused = VhostUser::new(config(), connection, &watchdog()).err();
         assert!(matches!(refused, Some(VhostUserError::Lacks(_))));
     }
 
     let (connection, _thread) = back_end(usual());
     let three = VhostUserConfig::vsock(3, 64);
     assert!(matches!(
-        VhostUser::new(three, connection).err(),
+        VhostUser::new(three, connection, &watchdog()).err(),
         Some(VhostUserError::Queues {
             offered: 2,
             needed: 3
@@ -264,7 +374,7 @@ fn a_back_end_that_lacks_what_is_needed_is_refused() {
 
     let (connection, other) = UnixStream::pair().unwrap();
     drop(other);
-    assert!(VhostUser::new(config(), connection).is_err());
+    assert!(VhostUser::new(config(), connection, &watchdog()).is_err());
 }
 
 #[test]
