@@ -13,7 +13,7 @@ use std::{
 
 use isopod_config::{FileServerConfig, VsockBackendConfig};
 use isopod_devices::vsock::{VsockConfig, VsockDevice, VsockError};
-use isopod_jail::{inherited, lifeline, mounts};
+use isopod_jail::{inherited, lifeline, mounts, violation};
 use isopod_memory::{GuestMemory, GuestMemoryHandle};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
@@ -105,6 +105,7 @@ pub fn run(config: FileServerConfig) -> Result<(), ProcessError> {
         let end = converse("virtio-fs", daemon, fs_listener);
         let _ = ended.send(end.map(|()| "the virtio-fs front end disconnected"));
     })?;
+    violation::report(format!("isopod-fs: pod {}: ", config.name))?;
     filter::install()?;
     ready
         .write_all(b"ready\n")

@@ -104,6 +104,9 @@ pub enum Error {
         #[source]
         source: seccompiler::Error,
     },
+    /// sigaction(2).
+    #[error("cannot report violations of the system call filters")]
+    ReportViolations(#[source] io::Error),
     /// The owner of the process is already gone.
     #[error("the owner is gone: descriptor {0} is closed at the other end")]
     OwnerGone(RawFd),

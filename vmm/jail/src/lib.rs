@@ -12,6 +12,8 @@
 //! few crates where `unsafe` may stand, so it also offers safe forms of what confined processes need
 //! of the kernel: claiming an inherited descriptor, detached mounts.
 
+#[cfg(feature = "testing")]
+pub mod attempts;
 mod config;
 mod descriptors;
 mod enter;
@@ -24,6 +26,7 @@ mod privileges;
 mod root;
 pub mod seccomp;
 mod sys;
+pub mod violation;
 
 pub use caps::Capability;
 pub use config::{

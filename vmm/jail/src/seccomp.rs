@@ -8,7 +8,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use crate::Error;
+use crate::{Error, violation};
 
 /// One system call of a table.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,8 @@ pub enum Check {
 /// What a table means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// What the table names may pass; anything else kills the process.
+    /// What the table names may pass; anything else ends the process by SIGSYS, and is told by name
+    /// after [`crate::violation::report`].
     Allow,
     /// What the table names fails with this error number; anything else passes.
     Deny(i32),
@@ -108,7 +109,7 @@ impl Filter {
             rules.insert(call.number, Vec::new());
         }
         let (mismatch, matched) = match mode {
-            Mode::Allow => (SeccompAction::KillProcess, SeccompAction::Allow),
+            Mode::Allow => (SeccompAction::Trap, SeccompAction::Allow),
             Mode::Deny(errno) => (
                 SeccompAction::Allow,
                 SeccompAction::Errno(errno.unsigned_abs()),
@@ -126,6 +127,7 @@ impl Filter {
     /// # Errors
     /// seccomp(2) failed.
     pub fn install(&self) -> Result<(), Error> {
+        violation::note(self.name);
         seccompiler::apply_filter(&self.program).map_err(|source| Error::InstallFilter {
             filter: self.name,
             source,
@@ -137,6 +139,7 @@ impl Filter {
     /// # Errors
     /// seccomp(2) failed, or a thread has filters that this thread has not.
     pub fn install_on_all_threads(&self) -> Result<(), Error> {
+        violation::note(self.name);
         seccompiler::apply_filter_all_threads(&self.program).map_err(|source| {
             Error::InstallFilter {
                 filter: self.name,

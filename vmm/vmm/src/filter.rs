@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `vcpu-N` | the guest's every access | run its vCPU, signal eventfds, write the console |
 //! | devices | the guest's rings | read and write what they hold, wait, signal |
+//! | `watchdog` | nobody | cut off a back end that hangs |
 //! | `lifeline` | the owner | wait, end the process |
 //! | main | the owner | serve the control socket, kick vCPUs |
 //!
@@ -155,6 +156,8 @@ const LIFELINE: &[Call] = &[
     Call::any(libc::SYS_ppoll, WAIT),
 ];
 
+const WATCHDOG: &[Call] = &[Call::any(libc::SYS_shutdown, "a back end that hangs")];
+
 /// The compiled filters.
 #[derive(Clone)]
 pub struct Filters {
@@ -162,6 +165,8 @@ pub struct Filters {
     pub vcpu: Filter,
     /// Of each device's thread.
     pub device: Filter,
+    /// Of the thread that watches the back ends.
+    pub watchdog: Filter,
     /// Of the thread that waits for the owner's end.
     pub lifeline: Filter,
     /// Of the thread that serves the control socket.
@@ -181,6 +186,7 @@ impl Filters {
         Ok(Self {
             vcpu: filter("vcpu", &[COMMON, VCPU])?,
             device: filter("device", &[COMMON, DEVICE])?,
+            watchdog: filter("watchdog", &[COMMON, WATCHDOG])?,
             lifeline: filter("lifeline", &[COMMON, LIFELINE])?,
             main: filter("main", &[COMMON, MAIN, PAUSE])?,
         })
@@ -194,14 +200,14 @@ mod tests {
     #[test]
     fn tables_compile_and_say_why() {
         Filters::compile().unwrap();
-        for call in [COMMON, VCPU, DEVICE, MAIN, PAUSE, LIFELINE].concat() {
+        for call in [COMMON, VCPU, DEVICE, MAIN, PAUSE, WATCHDOG, LIFELINE].concat() {
             assert!(!call.reason.is_empty(), "{call:?}");
         }
     }
 
     #[test]
     fn no_thread_opens_executes_or_connects() {
-        let all = [COMMON, VCPU, DEVICE, MAIN, PAUSE, LIFELINE].concat();
+        let all = [COMMON, VCPU, DEVICE, MAIN, PAUSE, WATCHDOG, LIFELINE].concat();
         for forbidden in [
             libc::SYS_open,
             libc::SYS_openat,

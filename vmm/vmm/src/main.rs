@@ -8,10 +8,8 @@
 mod assembly;
 mod by_hand;
 mod control;
-mod filter;
 mod log;
 mod process;
-mod walls;
 
 use std::process::ExitCode;
 

@@ -17,15 +17,14 @@ use anyhow::{Context, bail};
 use futures::StreamExt as _;
 use isopod_config::MonitorConfig;
 use isopod_control::monitor_ttrpc::create_monitor;
-use isopod_jail::{inherited, lifeline, seccomp::Filter};
+use isopod_jail::{inherited, lifeline, seccomp::Filter, violation};
 use isopod_machine::{End, Host, Prepare};
+use isopod_vmm::{filter::Filters, walls};
 use tokio::sync::Notify;
 
 use crate::{
     assembly::{Parts, Prepares, Served, assemble},
     control::Control,
-    filter::Filters,
-    walls,
 };
 
 /// A configuration is some hundred bytes; a caller that sends more is not the sandbox.
@@ -56,11 +55,13 @@ pub fn run() -> anyhow::Result<()> {
     // The death signal is armed now; an owner that ended before is seen here.
     lifeline::check(&lifeline)?;
 
+    violation::report(format!("isopod-vmm: pod {}: ", config.name))?;
     let filters = Filters::compile()?;
     watch(lifeline, filters.lifeline.clone())?;
     let prepares = Prepares {
         vcpu: confine(filters.vcpu.clone()),
         device: confine(filters.device.clone()),
+        watchdog: confine(filters.watchdog.clone()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -208,7 +208,10 @@ impl KvmMachine {
         let what = match (status.code(), status.signal()) {
             (Some(0), _) if self.console.panicked() => "the guest panicked".to_owned(),
             (Some(0), _) => "the guest rebooted".to_owned(),
-            (_, Some(SIGSYS)) => "isopod-vmm made a system call that its filter forbids".to_owned(),
+            // The process has told which, if it could.
+            (_, Some(SIGSYS)) => {
+                format!("isopod-vmm made a system call that its filter forbids: {errors}")
+            }
             (_, Some(signal)) => format!("isopod-vmm was killed by signal {signal}"),
             (Some(code), _) => format!("isopod-vmm ended with code {code}: {errors}"),
             (None, None) => "isopod-vmm ended".to_owned(),
