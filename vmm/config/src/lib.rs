@@ -8,7 +8,9 @@
 mod file_server;
 mod machine;
 mod monitor;
+mod snapshot;
 
 pub use file_server::{FileServerConfig, VsockBackendConfig};
 pub use machine::{CpuConfig, FsConfig, KernelConfig, MemoryConfig, VmConfig, VsockConfig};
 pub use monitor::{MonitorConfig, MonitorDescriptors};
+pub use snapshot::{SnapshotDescriptors, StateDescriptors};

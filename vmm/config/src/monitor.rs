@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CpuConfig, FsConfig, MemoryConfig, VsockConfig};
+use crate::{CpuConfig, FsConfig, MemoryConfig, SnapshotDescriptors, VsockConfig};
 
 /// One machine monitor: one virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct MonitorConfig {
 pub struct MonitorDescriptors {
     /// `/dev/kvm`, for reading and writing.
     pub kvm: RawFd,
-    /// An uncompressed kernel, for reading.
+    /// An uncompressed kernel, for reading. Not read by a machine that is restored.
     pub kernel: RawFd,
     /// The guest image, for reading.
     pub image: RawFd,
@@ -48,6 +48,9 @@ pub struct MonitorDescriptors {
     pub fs: Option<RawFd>,
     /// The same of the vsock device. With `vsock` only.
     pub vsock: Option<RawFd>,
+    /// Files of saved machines.
+    #[serde(default)]
+    pub snapshot: SnapshotDescriptors,
     /// What the guest's kernel prints is written here: a pipe or socket; what does not fit is lost.
     pub console: RawFd,
     /// One end of a stream socket pair: the control API (`isopod-control`) is served on it.

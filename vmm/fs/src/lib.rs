@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 pub mod filter;
-pub mod log;
 mod patience;
 pub mod process;
 pub mod queue;

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    isopod_fs::log::start(&config.name);
+    isopod_jail::log::start("isopod-fs", &config.name);
     match isopod_fs::process::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

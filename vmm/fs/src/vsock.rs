@@ -9,6 +9,7 @@ use std::{
 use crate::queue::TRANSPORT_QUEUE_SIZE;
 use isopod_devices::vsock::{Cause, Signals, VsockDevice, VsockQueues};
 use isopod_memory::{DirtyBitmap, GuestAddressSpace, GuestMemoryHandle};
+use isopod_virtio::QueueT;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VringEpollHandler, VringMutex, VringT};
 use vmm_sys_util::epoll::EventSet;
@@ -22,12 +23,27 @@ const HOST_EVENT: u16 = VsockDevice::QUEUES as u16 + 1;
 pub struct VsockBackend {
     device: VsockDevice,
     memory: GuestMemoryHandle,
+    /// No driver has been served yet.
+    fresh: bool,
 }
 
 impl VsockBackend {
     /// Puts the device behind vhost-user. `memory` is the handle that the daemon updates in place.
     pub fn new(device: VsockDevice, memory: GuestMemoryHandle) -> Self {
-        Self { device, memory }
+        Self {
+            device,
+            memory,
+            fresh: true,
+        }
+    }
+
+    /// A driver whose rings were used before it came here is a restored machine's: what it was connected
+    /// to went with the process that served it then.
+    fn meet(&mut self, vrings: &[Vring]) {
+        let used = |vring: &Vring| vring.queue_next_avail() != 0;
+        if std::mem::take(&mut self.fresh) && vrings.iter().any(used) {
+            self.device.follow();
+        }
     }
 
     /// Lets the worker thread watch the device's descriptor.
@@ -103,6 +119,12 @@ impl VhostUserBackendMut for VsockBackend {
         } else {
             Cause::Queue
         };
+        let served = [rx, tx, event_ring]
+            .iter()
+            .any(|vring| vring.get_ref().get_queue().ready());
+        if served {
+            self.meet(vrings);
+        }
         let memory = self.memory.memory();
         let signals = {
             let (mut rx, mut tx, mut event_ring) =
@@ -125,5 +147,64 @@ impl VhostUserBackendMut for VsockBackend {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use isopod_devices::vsock::VsockConfig;
+    use isopod_memory::{Bytes, GuestAddress};
+    use rstest::rstest;
+
+    use super::*;
+
+    const RINGS: [u64; 3] = [0x1000, 0x4000, 0x7000];
+    const BUFFER: u64 = 0xa000;
+
+    /// What the event queue of a driver got that had taken `before` buffers elsewhere.
+    #[rstest]
+    #[case::new(0, 0)]
+    #[case::restored(3, 1)]
+    fn a_driver_that_ran_elsewhere_is_told_that_its_connections_are_gone(
+        #[case] before: u16,
+        #[case] events: u16,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("vsock.sock")).unwrap();
+        let config = VsockConfig {
+            guest_cid: 5,
+            connect_dir: dir.path().into(),
+        };
+        let memory = isopod_memory::anonymous(&[(0, 0x1_0000)]).unwrap();
+        let handle = GuestMemoryHandle::new(memory.clone());
+        let device = VsockDevice::new(config, listener).unwrap();
+        let mut back_end = VsockBackend::new(device, handle.clone());
+        let vrings: Vec<Vring> = RINGS
+            .iter()
+            .map(|at| {
+                let vring = Vring::new(handle.clone(), 16).unwrap();
+                vring.set_queue_size(16);
+                vring.set_queue_info(*at, at + 0x1000, at + 0x2000).unwrap();
+                vring.set_queue_ready(true);
+                vring
+            })
+            .collect();
+        // The host's packets came in so many buffers of the first queue.
+        let index = |ring: u64| GuestAddress(ring + 0x1002);
+        memory.write_obj(before, index(RINGS[0])).unwrap();
+        vrings[0].set_queue_next_avail(before);
+        // One buffer of eight bytes for an event.
+        let event = RINGS[2];
+        memory.write_obj(BUFFER, GuestAddress(event)).unwrap();
+        memory.write_obj(8u32, GuestAddress(event + 8)).unwrap();
+        memory.write_obj(2u16, GuestAddress(event + 12)).unwrap();
+        memory.write_obj(1u16, index(event)).unwrap();
+
+        back_end.handle_event(0, EventSet::IN, &vrings, 0).unwrap();
+        back_end.handle_event(2, EventSet::IN, &vrings, 0).unwrap();
+        let told: u16 = memory.read_obj(GuestAddress(event + 0x2002)).unwrap();
+        assert_eq!(told, events);
     }
 }

@@ -18,6 +18,7 @@ pub mod cpuid;
 mod emulate;
 mod error;
 mod kick;
+mod long_mode;
 mod mapping;
 mod msrs;
 mod probe;

@@ -7,7 +7,7 @@
 use std::{io, time::Instant};
 
 use isopod_memory::{AddressSpace, Bytes, GuestAddress, GuestMemory};
-use kvm_bindings::{kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
 /// KVM's one and only stable API (kernel, Documentation/virt/kvm/api.rst, 4.1).
@@ -136,43 +136,10 @@ fn load(memory: &GuestMemory) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// 64-bit supervisor mode with paging and flat segments, as a kernel runs.
+/// As a kernel runs.
 fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), ProbeError> {
     let mut registers = vcpu.get_sregs().map_err(act("reading registers"))?;
-    let code = kvm_segment {
-        limit: u32::MAX,
-        selector: 8,
-        // Execute, read, accessed.
-        type_: 11,
-        present: 1,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..kvm_segment::default()
-    };
-    let data = kvm_segment {
-        selector: 16,
-        // Read, write, accessed.
-        type_: 3,
-        l: 0,
-        db: 1,
-        ..code
-    };
-    registers.cs = code;
-    for segment in [
-        &mut registers.ds,
-        &mut registers.es,
-        &mut registers.fs,
-        &mut registers.gs,
-        &mut registers.ss,
-    ] {
-        *segment = data;
-    }
-    registers.cr3 = PML4;
-    // PAE; PE, ET and PG; LME and LMA.
-    registers.cr4 = 1 << 5;
-    registers.cr0 = 1 | 1 << 4 | 1 << 31;
-    registers.efer = 1 << 8 | 1 << 10;
+    crate::long_mode::enter(&mut registers, PML4);
     vcpu.set_sregs(&registers)
         .map_err(act("entering long mode"))
 }

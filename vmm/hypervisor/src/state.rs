@@ -20,11 +20,17 @@ pub const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct VmState {
     version: u32,
+    /// What the first processor was told of itself; see [`Leaf`].
+    processor: Vec<Leaf>,
     clock: kvm_clock_data,
     pit: kvm_pit_state2,
     /// Both PICs and the I/O APIC.
     controllers: Vec<kvm_irqchip>,
 }
+
+/// Leaf and subleaf of CPUID, and the four registers. A guest looks once and counts on it for good, so
+/// that a host which answers otherwise cannot take it on.
+pub type Leaf = (u32, u32, [u32; 4]);
 
 /// One processor.
 #[derive(Serialize, Deserialize)]
@@ -73,17 +79,19 @@ const SAVED: &[u32] = &[
     0x6e0,       // IA32_TSC_DEADLINE
 ];
 
+/// Interrupt controllers, in the order of the record.
+const CONTROLLERS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
+
 impl Vm {
     /// Reads the shared part. Processors must be paused.
     ///
     /// # Errors
     /// KVM refuses.
     pub fn save(&self) -> Result<VmState, HypervisorError> {
-        let controllers = [
-            KVM_IRQCHIP_PIC_MASTER,
-            KVM_IRQCHIP_PIC_SLAVE,
-            KVM_IRQCHIP_IOAPIC,
-        ];
         let read = |chip_id| {
             let mut chip = kvm_irqchip {
                 chip_id,
@@ -98,7 +106,8 @@ impl Vm {
             version: VERSION,
             clock: self.fd().get_clock().map_err(kvm("read the clock"))?,
             pit: self.fd().get_pit2().map_err(kvm("read the timer"))?,
-            controllers: controllers
+            processor: self.leaves()?,
+            controllers: CONTROLLERS
                 .into_iter()
                 .map(read)
                 .collect::<Result<_, _>>()?,
@@ -108,9 +117,16 @@ impl Vm {
     /// Writes the shared part, before the processors'.
     ///
     /// # Errors
-    /// Another version, or KVM refuses.
+    /// Another version, another host's processor, or KVM refuses.
     pub fn restore(&self, state: &VmState) -> Result<(), HypervisorError> {
         check_version(state.version)?;
+        check_processor(&state.processor, &self.leaves()?)?;
+        let chips = state.controllers.iter().map(|chip| chip.chip_id);
+        if !chips.eq(CONTROLLERS) {
+            return Err(HypervisorError::State(
+                "interrupt controllers that no machine has".to_owned(),
+            ));
+        }
         for chip in &state.controllers {
             self.fd()
                 .set_irqchip(chip)
@@ -129,6 +145,28 @@ impl Vm {
             ..kvm_clock_data::default()
         };
         self.fd().set_clock(&clock).map_err(kvm("set the clock"))
+    }
+
+    /// What a first and only processor is told here.
+    fn leaves(&self) -> Result<Vec<Leaf>, HypervisorError> {
+        let table = self.cpuid_for(0, 1)?;
+        let leaf = |entry: &kvm_bindings::kvm_cpuid_entry2| {
+            let registers = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+            (entry.function, entry.index, registers)
+        };
+        Ok(table.as_slice().iter().map(leaf).collect())
+    }
+}
+
+fn check_processor(saved: &[Leaf], here: &[Leaf]) -> Result<(), HypervisorError> {
+    let differs = |leaf: &&Leaf| !here.contains(leaf);
+    let lacks = |leaf: &&Leaf| !saved.contains(leaf);
+    let first = saved.iter().find(differs);
+    match first.or_else(|| here.iter().find(lacks)) {
+        None => Ok(()),
+        Some((function, index, _)) => Err(HypervisorError::State(format!(
+            "this host's processor differs in CPUID leaf {function:#x}, {index}"
+        ))),
     }
 }
 
@@ -169,6 +207,12 @@ impl Vcpu {
                 "vCPU {} gets the state of {}",
                 self.id(),
                 state.id
+            )));
+        }
+        let unknown = |(index, _): &&(u32, u64)| !SAVED.contains(index);
+        if let Some((index, _)) = state.msrs.iter().find(unknown) {
+            return Err(HypervisorError::State(format!(
+                "MSR {index:#x} is none that is saved"
             )));
         }
         let fd = self.fd();
@@ -233,4 +277,21 @@ fn saved_msrs(vcpu: &kvm_ioctls::VcpuFd) -> Result<Vec<(u32, u64)>, HypervisorEr
         }
     }
     Ok(saved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_processor_is_told_by_its_first_leaf_that_differs() {
+        let here: [Leaf; 2] = [(0, 0, [13, 1, 2, 3]), (7, 1, [0, 5, 0, 0])];
+        check_processor(&here, &here).unwrap();
+        let mut other = here;
+        other[1].2[1] = 4;
+        let error = check_processor(&other, &here).unwrap_err().to_string();
+        assert!(error.contains("leaf 0x7, 1"), "{error}");
+        let error = check_processor(&here[..1], &here).unwrap_err().to_string();
+        assert!(error.contains("leaf 0x7, 1"), "{error}");
+    }
 }

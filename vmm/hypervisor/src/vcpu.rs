@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use isopod_memory::GuestMemory;
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     emulate::{self, EmulateError, Emulated},
     error::kvm,
     kick::Kick,
-    msrs,
+    long_mode, msrs,
     vm::Slots,
 };
 
@@ -215,35 +215,7 @@ impl Vcpu {
     /// KVM refuses.
     pub fn enter_at(&self, entry: &Entry) -> Result<(), HypervisorError> {
         let mut system = self.fd.get_sregs().map_err(kvm("read registers"))?;
-        let code = kvm_segment {
-            limit: u32::MAX,
-            selector: 2 << 3,
-            // Execute, read, accessed.
-            type_: 11,
-            present: 1,
-            s: 1,
-            l: 1,
-            g: 1,
-            ..kvm_segment::default()
-        };
-        let data = kvm_segment {
-            selector: 3 << 3,
-            // Read, write, accessed.
-            type_: 3,
-            db: 1,
-            l: 0,
-            ..code
-        };
-        system.cs = code;
-        for segment in [
-            &mut system.ds,
-            &mut system.es,
-            &mut system.fs,
-            &mut system.gs,
-            &mut system.ss,
-        ] {
-            *segment = data;
-        }
+        long_mode::enter(&mut system, entry.page_tables);
         system.gdt.base = entry.gdt;
         system.gdt.limit = 4 * 8 - 1;
         system.idt.base = 0;
@@ -251,11 +223,6 @@ impl Vcpu {
         // A busy task state: hardware will not enter a guest without one.
         system.tr.type_ = 11;
         system.tr.present = 1;
-        system.cr3 = entry.page_tables;
-        // PAE; PE, ET and PG; LME and LMA.
-        system.cr4 = 1 << 5;
-        system.cr0 = 1 | 1 << 4 | 1 << 31;
-        system.efer = 1 << 8 | 1 << 10;
         let general = kvm_regs {
             rip: entry.instruction,
             rsp: entry.stack,

@@ -39,8 +39,8 @@ const NEEDED: [(Cap, &str); 7] = [
 pub struct Doorbell {
     /// Guest-physical address of a 4-byte register.
     pub address: u64,
-    /// The value that rings; `None`: any.
-    pub value: Option<u32>,
+    /// The value that rings.
+    pub value: u32,
 }
 
 /// A virtual machine. vCPUs are made from it and keep it alive on the kernel's side.
@@ -188,7 +188,7 @@ impl Vm {
             .fd
             .create_vcpu(id.into())
             .map_err(kvm("create a vCPU"))?;
-        let cpuid = crate::cpuid::for_vcpu(&self.cpuid, id, count, self.tsc_deadline)?;
+        let cpuid = self.cpuid_for(id, count)?;
         fd.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
         let memory = self.slots().memory.clone();
         Vcpu::new(fd, id, memory, Arc::clone(&self.slots))
@@ -204,16 +204,6 @@ impl Vm {
             .map_err(kvm("tie an event to an interrupt"))
     }
 
-    /// Undoes [`Self::register_interrupt`].
-    ///
-    /// # Errors
-    /// KVM refuses.
-    pub fn unregister_interrupt(&self, event: &EventFd, line: u32) -> Result<(), HypervisorError> {
-        self.fd
-            .unregister_irqfd(event, line)
-            .map_err(kvm("untie an event from an interrupt"))
-    }
-
     /// Lets a guest's write become an event.
     ///
     /// # Errors
@@ -221,35 +211,16 @@ impl Vm {
     pub fn register_doorbell(
         &self,
         event: &EventFd,
-        doorbell: Doorbell,
+        Doorbell { address, value }: Doorbell,
     ) -> Result<(), HypervisorError> {
-        let address = IoEventAddress::Mmio(doorbell.address);
-        match doorbell.value {
-            Some(value) => self.fd.register_ioevent(event, &address, value),
-            None => self
-                .fd
-                .register_ioevent(event, &address, kvm_ioctls::NoDatamatch),
-        }
-        .map_err(kvm("tie a doorbell to an event"))
+        let address = IoEventAddress::Mmio(address);
+        self.fd
+            .register_ioevent(event, &address, value)
+            .map_err(kvm("tie a doorbell to an event"))
     }
 
-    /// Undoes [`Self::register_doorbell`].
-    ///
-    /// # Errors
-    /// KVM refuses.
-    pub fn unregister_doorbell(
-        &self,
-        event: &EventFd,
-        doorbell: Doorbell,
-    ) -> Result<(), HypervisorError> {
-        let address = IoEventAddress::Mmio(doorbell.address);
-        match doorbell.value {
-            Some(value) => self.fd.unregister_ioevent(event, &address, value),
-            None => self
-                .fd
-                .unregister_ioevent(event, &address, kvm_ioctls::NoDatamatch),
-        }
-        .map_err(kvm("untie a doorbell from an event"))
+    pub(crate) fn cpuid_for(&self, id: u32, count: u32) -> Result<CpuId, HypervisorError> {
+        crate::cpuid::for_vcpu(&self.cpuid, id, count, self.tsc_deadline)
     }
 
     pub(crate) fn fd(&self) -> &VmFd {

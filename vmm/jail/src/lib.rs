@@ -10,7 +10,8 @@
 //! Imported by the processes that it confines (`fs`, later the monitor) and by the `isopod-jail`
 //! program, which confines programs that are not ours (QEMU). Imports no sibling. This is one of the
 //! few crates where `unsafe` may stand, so it also offers safe forms of what confined processes need
-//! of the kernel: claiming an inherited descriptor, detached mounts.
+//! of the kernel: claiming an inherited descriptor, detached mounts. And what all of them need:
+//! the owner's end seen, a log.
 
 #[cfg(feature = "testing")]
 pub mod attempts;
@@ -21,6 +22,7 @@ mod error;
 pub mod inherited;
 mod landlock;
 pub mod lifeline;
+pub mod log;
 pub mod mounts;
 mod privileges;
 mod root;

@@ -31,6 +31,15 @@ impl Clock {
         )
     }
 
+    /// The register that is selected.
+    pub fn save(&self) -> u8 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    pub fn restore(&self, index: u8) {
+        self.write(*PORTS.start(), index);
+    }
+
     pub fn write(&self, port: u16, byte: u8) {
         if port == *PORTS.start() {
             // The upper bit masks NMIs.

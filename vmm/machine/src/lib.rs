@@ -27,5 +27,6 @@ pub use command_line::{CommandLineError, Host};
 pub use isopod_hypervisor::runner::End;
 pub use machine::{
     Builder, Machine, MachineConfig, MachineError, MachineMetrics, MachineState, Prepare, Region,
+    Sharing,
 };
 pub use ram::RamError;

@@ -16,14 +16,14 @@ use std::{
 use isopod_hypervisor::{
     Bus, Doorbell, FileMapping, HypervisorError, Vcpu, VcpuCounters, Vm,
     runner::{End, Runners},
-    state::{VcpuState, VmState},
 };
-use isopod_memory::{AddressSpace, GuestMemory, GuestMemoryHandle, GuestMemoryRegion};
+use isopod_memory::{
+    AddressSpace, GuestMemory, GuestMemoryHandle, GuestMemoryRegion, saved::SavedError,
+};
 use isopod_virtio::{
     Control, Device, DeviceMetrics, WorkerGone,
-    transport::{AttachError, MmioTransport, TransportState, Wiring},
+    transport::{AttachError, MmioTransport, Wiring},
 };
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
@@ -33,6 +33,10 @@ use crate::{
     command_line, layout, ram,
     serial::Serial,
 };
+
+mod snapshot;
+
+pub use snapshot::{MachineState, Sharing};
 
 /// What distinguishes one machine from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +118,17 @@ pub enum MachineError {
     /// A saved machine that this one cannot become.
     #[error("the saved machine differs in {0}")]
     State(String),
+    /// A saved machine's memory.
+    #[error("the saved memory: {0}")]
+    Saved(#[from] SavedError),
+    /// A device whose state this process does not have.
+    #[error("device {name}: {reason}")]
+    Elsewhere {
+        /// Which.
+        name: String,
+        /// Where it is.
+        reason: &'static str,
+    },
 }
 
 /// A range of guest-physical addresses.
@@ -150,6 +165,15 @@ impl Builder {
     /// # Errors
     /// A size out of range, or the host refuses.
     pub fn new(device: OwnedFd, config: MachineConfig) -> Result<Self, MachineError> {
+        let memory = ram::make(config.memory_mib, config.huge_pages)?;
+        Self::with_memory(device, config, memory)
+    }
+
+    fn with_memory(
+        device: OwnedFd,
+        config: MachineConfig,
+        memory: GuestMemory,
+    ) -> Result<Self, MachineError> {
         let MachineConfig {
             online_cpus: online,
             cpus: present,
@@ -158,7 +182,6 @@ impl Builder {
         if online == 0 || online > present || present > layout::MAX_CPUS {
             return Err(MachineError::Cpus { online, present });
         }
-        let memory = ram::make(config.memory_mib, config.huge_pages)?;
         let vm = Vm::new(device)?;
         vm.set_memory(&memory)?;
         let end = memory
@@ -228,7 +251,7 @@ impl Builder {
         for doorbell in transport.doorbells() {
             let at = Doorbell {
                 address: window + doorbell.offset,
-                value: Some(doorbell.value),
+                value: doorbell.value,
             };
             self.vm.register_doorbell(doorbell.eventfd, at)?;
         }
@@ -306,70 +329,6 @@ impl Builder {
             memory,
         })
     }
-
-    /// In place of [`Self::boot`]: the machine goes on where another of the same parts was saved. Its
-    /// memory has been filled; it is paused.
-    ///
-    /// # Errors
-    /// The state is another machine's, or the host refuses.
-    pub fn restore(
-        self,
-        state: MachineState,
-        console: Box<dyn Write + Send>,
-        prepare: &Prepare,
-        on_end: Box<dyn FnOnce() + Send>,
-    ) -> Result<Machine, MachineError> {
-        let MachineState {
-            version,
-            vm,
-            vcpus,
-            devices,
-        } = state;
-        if version != STATE_VERSION {
-            return Err(MachineError::State(format!("its version, {version}")));
-        }
-        let named = |slot: &Slot| slot.name.clone();
-        let here: Vec<String> = self.devices.iter().map(named).collect();
-        let saved: Vec<String> = devices.iter().map(|(name, _)| name.clone()).collect();
-        if here != saved {
-            return Err(MachineError::State(format!(
-                "its devices: saved {saved:?}, here {here:?}"
-            )));
-        }
-        let fresh = self.make_vcpus()?;
-        if fresh.len() != vcpus.len() {
-            return Err(MachineError::State("its number of processors".to_owned()));
-        }
-        self.vm.restore(&vm)?;
-        for (vcpu, state) in fresh.iter().zip(&vcpus) {
-            vcpu.restore(state)?;
-        }
-        for (slot, (name, state)) in self.devices.iter().zip(devices) {
-            slot.transport
-                .restore(state)
-                .map_err(|source| MachineError::Attach { name, source })?;
-        }
-        self.assemble(fresh, console, prepare, on_end)
-    }
-
-    /// The guest's memory, for who fills it.
-    #[must_use]
-    pub fn memory(&self) -> &GuestMemory {
-        &self.memory
-    }
-}
-
-/// Of [`MachineState`].
-const STATE_VERSION: u32 = 1;
-
-/// A paused machine as data, without its memory.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MachineState {
-    version: u32,
-    vm: VmState,
-    vcpus: Vec<VcpuState>,
-    devices: Vec<(String, TransportState)>,
 }
 
 /// Figures of a machine.
@@ -423,22 +382,6 @@ impl Machine {
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.runners.is_paused()
-    }
-
-    /// The paused machine as data, without its memory.
-    ///
-    /// # Errors
-    /// It is not paused, or KVM refuses.
-    pub fn save(&self) -> Result<MachineState, MachineError> {
-        let vcpus = self.runners.each(Vcpu::save)?;
-        let states = self.each_device(MmioTransport::save)?;
-        let names = self.devices.iter().map(|slot| slot.name.clone());
-        Ok(MachineState {
-            version: STATE_VERSION,
-            vm: self.vm.save()?,
-            vcpus,
-            devices: names.zip(states).collect(),
-        })
     }
 
     /// The guest's memory. Its contents are still only while the machine is paused.

@@ -29,12 +29,27 @@ pub enum RamError {
     Map(#[from] isopod_memory::SharedMemoryError),
 }
 
-/// Makes RAM. Pages come when the guest touches them.
-pub(crate) fn make(mib: u64, huge_pages: bool) -> Result<GuestMemory, RamError> {
+/// Where RAM of a size lies: guest-physical addresses and lengths in bytes.
+pub(crate) fn ranges(mib: u64) -> Result<Vec<(u64, usize)>, RamError> {
     let bytes = mib
         .checked_mul(1 << 20)
         .filter(|bytes| (layout::MIN_RAM..=layout::MAX_RAM).contains(bytes))
         .ok_or(RamError::Size { mib })?;
+    layout::ram(bytes)
+        .into_iter()
+        .map(|(start, bytes)| {
+            Ok((
+                start,
+                usize::try_from(bytes).map_err(|_| RamError::Size { mib })?,
+            ))
+        })
+        .collect()
+}
+
+/// Makes RAM. Pages come when the guest touches them.
+pub(crate) fn make(mib: u64, huge_pages: bool) -> Result<GuestMemory, RamError> {
+    let ranges = ranges(mib)?;
+    let bytes = ranges.iter().map(|(_, bytes)| *bytes as u64).sum();
     let failed = |e: rustix::io::Errno| RamError::File {
         bytes,
         source: e.into(),
@@ -49,19 +64,17 @@ pub(crate) fn make(mib: u64, huge_pages: bool) -> Result<GuestMemory, RamError> 
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&file, seals).map_err(failed)?;
 
-    let mut regions = Vec::new();
     let mut offset = 0;
-    for (start, bytes) in layout::ram(bytes) {
-        let Ok(length) = usize::try_from(bytes) else {
-            return Err(RamError::Size { mib });
-        };
-        regions.push(FileRegion {
+    let regions = ranges.into_iter().map(|(start, bytes)| {
+        let region = FileRegion {
             start,
             offset,
-            bytes: length,
-        });
-        offset += bytes;
-    }
+            bytes,
+        };
+        offset += bytes as u64;
+        region
+    });
+    let regions: Vec<_> = regions.collect();
     Ok(isopod_memory::shared(&File::from(file), &regions)?)
 }
 

@@ -8,6 +8,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use serde::{Deserialize, Serialize};
+
 /// COM1.
 pub(crate) const PORT: u16 = 0x3f8;
 /// Its registers.
@@ -26,6 +28,15 @@ const EMPTY: u8 = 0x60;
 const LINE: usize = 256;
 
 pub(crate) struct Serial(Mutex<Inside>);
+
+/// As data.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SerialState {
+    /// What has no end of line yet.
+    line: Vec<u8>,
+    line_control: u8,
+}
 
 struct Inside {
     sink: Box<dyn Write + Send>,
@@ -64,6 +75,25 @@ impl Serial {
             LINE_CONTROL => inside.line_control = byte,
             _ => {}
         }
+    }
+
+    pub fn save(&self) -> SerialState {
+        let inside = self.inside();
+        SerialState {
+            line: inside.line.clone(),
+            line_control: inside.line_control,
+        }
+    }
+
+    pub fn restore(&self, state: SerialState) {
+        let SerialState {
+            mut line,
+            line_control,
+        } = state;
+        line.truncate(LINE - 1);
+        let mut inside = self.inside();
+        inside.line = line;
+        inside.line_control = line_control;
     }
 
     /// Passes on what has no end of line yet.

@@ -11,6 +11,7 @@
 pub mod file;
 mod give_back;
 pub mod ring;
+pub mod saved;
 pub mod socket;
 pub mod tap;
 
@@ -102,9 +103,9 @@ pub fn shared(
 pub struct SharedMemoryError(String);
 
 /// Where a region of [`shared`] memory is: for another process that is to map it. `None` if it is no
-/// file's.
+/// file's, or if what is written to it does not reach the file.
 pub fn file_of(region: &GuestRegion) -> Option<(BorrowedFd<'_>, FileRegion)> {
-    let part = region.file_offset()?;
+    let part = region.file_offset().filter(|_| !saved::is_mapped(region))?;
     let whole = FileRegion {
         start: region.start_addr().0,
         offset: part.start(),

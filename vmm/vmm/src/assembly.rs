@@ -13,7 +13,9 @@ use isopod_devices::{
     rng::Rng,
     vhost_user::{PATIENCE, VhostUser, VhostUserConfig, VhostUserError, Watchdog},
 };
-use isopod_machine::{Builder, Host, Machine, MachineConfig, MachineError, Prepare};
+use isopod_machine::{Builder, Host, Machine, MachineConfig, MachineError, Prepare, Sharing};
+
+use crate::snapshot::Saved;
 
 /// Descriptors of the vsock device's queues, as `isopod-fs` serves them.
 const VSOCK_QUEUE_SIZE: u16 = 256;
@@ -79,6 +81,8 @@ pub struct Parts {
     pub fs: Option<Served<FsConfig>>,
     /// The channel to the agent.
     pub vsock: Option<Served<VsockConfig>>,
+    /// Go on where another machine was saved, in place of booting the kernel.
+    pub saved: Option<Saved>,
     /// What the kernel prints.
     pub console: Box<dyn Write + Send>,
 }
@@ -113,6 +117,7 @@ pub fn assemble(
         parameters,
         fs,
         vsock,
+        saved,
         console,
     } = parts;
     let config = MachineConfig {
@@ -122,7 +127,15 @@ pub fn assemble(
         huge_pages: memory.huge_pages,
         host,
     };
-    let mut builder = Builder::new(kvm, config)?;
+    // A page of the guest's is nobody else's where it comes from a file.
+    let sharing = match fs.is_some() || vsock.is_some() {
+        true => Sharing::Shared,
+        false => Sharing::Private,
+    };
+    let mut builder = match &saved {
+        None => Builder::new(kvm, config)?,
+        Some(saved) => Builder::saved(kvm, config, &saved.memory, sharing)?,
+    };
     let mut root = Blk::new(BlkConfig {
         serial: "root".to_owned(),
         read_only: true,
@@ -144,6 +157,9 @@ pub fn assemble(
         let front = VhostUserConfig::vsock(config.guest_cid, VSOCK_QUEUE_SIZE);
         let vsock = VhostUser::new(front, connection, &watchdog).map_err(back_end("vsock"))?;
         builder.attach("vsock", vsock, started(&prepares.device))?;
+    }
+    if let Some(saved) = saved {
+        return Ok(builder.restore(saved.state, console, &prepares.vcpu, on_end)?);
     }
     let parameters = format!("{ROOT} {}", parameters.join(" "));
     Ok(builder.boot(&mut kernel, &parameters, console, &prepares.vcpu, on_end)?)

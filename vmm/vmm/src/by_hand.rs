@@ -96,6 +96,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         parameters: run.parameters,
         fs: None,
         vsock: None,
+        saved: None,
         console,
     };
     let unconfined = Prepares {

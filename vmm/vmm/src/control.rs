@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use isopod_control::{
-    monitor::{BootResponse, Counter, Device, Empty, MetricsResponse, Queue, Vcpu},
+    monitor::{BootResponse, Counter, Device, Empty, MetricsResponse, Queue, SaveResponse, Vcpu},
     monitor_ttrpc::Monitor,
 };
 use isopod_machine::{Machine, MachineError};
@@ -21,10 +21,13 @@ use ttrpc::{
     error::{Error, get_status},
 };
 
+use crate::snapshot::{Files, SnapshotError};
+
 /// What a client controls.
 pub struct Control {
     machine: Mutex<State>,
     start: Instant,
+    files: Option<Files>,
     /// Told when the owner asks for the end.
     pub shut_down: Notify,
 }
@@ -35,8 +38,9 @@ struct State {
 }
 
 impl Control {
-    /// Serves `machine`, which has not booted; `start` is when the process began.
-    pub fn new(machine: Machine, start: Instant) -> Self {
+    /// Serves `machine`, which has not booted; `start` is when the process began, `files` what it can be
+    /// saved to.
+    pub fn new(machine: Machine, start: Instant, files: Option<Files>) -> Self {
         // The first call looks for the vDSO, by a system call that the filter forbids.
         cpu_time();
         Self {
@@ -45,6 +49,7 @@ impl Control {
                 booted: false,
             }),
             start,
+            files,
             shut_down: Notify::new(),
         }
     }
@@ -80,6 +85,7 @@ fn failed(error: MachineError) -> Error {
         MachineError::Hypervisor(isopod_hypervisor::HypervisorError::WrongState { .. }) => {
             Code::FAILED_PRECONDITION
         }
+        MachineError::Elsewhere { .. } => Code::FAILED_PRECONDITION,
         _ => Code::INTERNAL,
     };
     status(code, error)
@@ -106,6 +112,28 @@ impl Monitor for Control {
 
     async fn resume(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         self.booted(Machine::resume).map(|()| Empty::new())
+    }
+
+    async fn save(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<SaveResponse> {
+        let begin = Instant::now();
+        let Some(files) = &self.files else {
+            let message = "descriptors.snapshot.save was not configured";
+            return Err(status(Code::FAILED_PRECONDITION, message));
+        };
+        let state = self.state();
+        if !state.booted {
+            let message = "the guest has not booted";
+            return Err(status(Code::FAILED_PRECONDITION, message));
+        }
+        let written = files.save(&state.machine).map_err(|error| match error {
+            SnapshotError::Machine(error) => failed(error),
+            other => status(Code::INTERNAL, other),
+        })?;
+        let mut response = SaveResponse::new();
+        response.memory_bytes = written.memory;
+        response.state_bytes = written.state;
+        response.took_us = micros(begin.elapsed());
+        Ok(response)
     }
 
     async fn metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<MetricsResponse> {

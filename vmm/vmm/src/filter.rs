@@ -83,10 +83,17 @@ mod kvm {
     pub const GET_MSRS: u32 = 0xc008_ae88;
     pub const GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
     pub const SET_VCPU_EVENTS: u32 = 0x4040_aea0;
-    pub const GET_XPAUSE: u32 = 0x9000_aea4;
-    pub const SET_XPAUSE: u32 = 0x5000_aea5;
+    pub const GET_XSAVE: u32 = 0x9000_aea4;
+    pub const SET_XSAVE: u32 = 0x5000_aea5;
     pub const GET_XCRS: u32 = 0x8188_aea6;
     pub const KVMCLOCK_CTRL: u32 = 0xaead;
+    pub const GET_MP_STATE: u32 = 0x8004_ae98;
+    pub const GET_TSC_KHZ: u32 = 0xaea3;
+    pub const GET_DEBUGREGS: u32 = 0x8080_aea1;
+    pub const GET_LAPIC: u32 = 0x8400_ae8e;
+    pub const GET_IRQCHIP: u32 = 0xc208_ae62;
+    pub const GET_PIT2: u32 = 0x8070_ae9f;
+    pub const GET_CLOCK: u32 = 0x8030_ae7c;
 }
 
 macro_rules! requests {
@@ -99,7 +106,7 @@ macro_rules! requests {
 const VCPU: &[Call] = requests!(
     "run the vCPU, complete its instructions";
     RUN, GET_REGS, SET_REGS, GET_SREGS, SET_SREGS, GET_MSRS, GET_VCPU_EVENTS, SET_VCPU_EVENTS,
-    GET_XPAUSE, SET_XPAUSE, GET_XCRS,
+    GET_XSAVE, SET_XSAVE, GET_XCRS,
 );
 
 /// Devices of this process; those that another serves only speak to it.
@@ -151,6 +158,22 @@ const PAUSE: &[Call] = requests!(
     KVMCLOCK_CTRL,
 );
 
+/// A paused machine becomes data: by the main thread, which no guest reaches.
+const SAVE: &[Call] = requests!(
+    "read processors and interrupt controllers";
+    GET_MP_STATE, GET_TSC_KHZ, GET_REGS, GET_SREGS, GET_XSAVE, GET_XCRS, GET_DEBUGREGS, GET_LAPIC,
+    GET_MSRS, GET_VCPU_EVENTS, GET_IRQCHIP, GET_PIT2, GET_CLOCK,
+);
+const SAVE_FILES: &[Call] = &[
+    Call::any(libc::SYS_lseek, "holes of guest memory"),
+    Call::any(
+        libc::SYS_pread64,
+        "guest memory, and which of its pages changed",
+    ),
+    Call::any(libc::SYS_pwrite64, "the files of a saved machine"),
+    Call::any(libc::SYS_ftruncate, "the same"),
+];
+
 const LIFELINE: &[Call] = &[
     Call::any(libc::SYS_poll, WAIT),
     Call::any(libc::SYS_ppoll, WAIT),
@@ -174,11 +197,11 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles all.
+    /// Compiles all. `saves`: the machine can be saved.
     ///
     /// # Errors
     /// A table that cannot be expressed.
-    pub fn compile() -> Result<Self, Error> {
+    pub fn compile(saves: bool) -> Result<Self, Error> {
         let filter = |name, tables: &[&[Call]]| {
             let table: Vec<Call> = tables.concat();
             Filter::compile(name, Mode::Allow, &table)
@@ -188,7 +211,10 @@ impl Filters {
             device: filter("device", &[COMMON, DEVICE])?,
             watchdog: filter("watchdog", &[COMMON, WATCHDOG])?,
             lifeline: filter("lifeline", &[COMMON, LIFELINE])?,
-            main: filter("main", &[COMMON, MAIN, PAUSE])?,
+            main: match saves {
+                true => filter("main", &[COMMON, MAIN, PAUSE, SAVE, SAVE_FILES])?,
+                false => filter("main", &[COMMON, MAIN, PAUSE])?,
+            },
         })
     }
 }
@@ -199,15 +225,22 @@ mod tests {
 
     #[test]
     fn tables_compile_and_say_why() {
-        Filters::compile().unwrap();
-        for call in [COMMON, VCPU, DEVICE, MAIN, PAUSE, WATCHDOG, LIFELINE].concat() {
+        Filters::compile(true).unwrap();
+        for call in [
+            COMMON, VCPU, DEVICE, MAIN, PAUSE, SAVE, SAVE_FILES, WATCHDOG, LIFELINE,
+        ]
+        .concat()
+        {
             assert!(!call.reason.is_empty(), "{call:?}");
         }
     }
 
     #[test]
     fn no_thread_opens_executes_or_connects() {
-        let all = [COMMON, VCPU, DEVICE, MAIN, PAUSE, WATCHDOG, LIFELINE].concat();
+        let all = [
+            COMMON, VCPU, DEVICE, MAIN, PAUSE, SAVE, SAVE_FILES, WATCHDOG, LIFELINE,
+        ]
+        .concat();
         for forbidden in [
             libc::SYS_open,
             libc::SYS_openat,

@@ -8,8 +8,8 @@
 mod assembly;
 mod by_hand;
 mod control;
-mod log;
 mod process;
+mod snapshot;
 
 use std::process::ExitCode;
 

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use crate::{
     assembly::{Parts, Prepares, Served, assemble},
     control::Control,
+    snapshot::{Files, Saved},
 };
 
 /// A configuration is some hundred bytes; a caller that sends more is not the sandbox.
@@ -43,7 +44,7 @@ pub fn run() -> anyhow::Result<()> {
         .context("read stdin")?;
     let config: MonitorConfig =
         serde_json::from_slice(&json).context("understand the configuration on stdin")?;
-    crate::log::start(&config.name);
+    isopod_jail::log::start("isopod-vmm", &config.name);
 
     let lifeline = inherited::claim(config.descriptors.lifeline)?;
     let control = UnixStream::from(inherited::claim(config.descriptors.control)?);
@@ -51,12 +52,13 @@ pub fn run() -> anyhow::Result<()> {
         .set_nonblocking(true)
         .context("the control socket")?;
     let parts = claim(&config)?;
+    let files = Files::claim(config.descriptors.snapshot)?;
     walls::enter(&config)?;
     // The death signal is armed now; an owner that ended before is seen here.
     lifeline::check(&lifeline)?;
 
     violation::report(format!("isopod-vmm: pod {}: ", config.name))?;
-    let filters = Filters::compile()?;
+    let filters = Filters::compile(files.is_some())?;
     watch(lifeline, filters.lifeline.clone())?;
     let prepares = Prepares {
         vcpu: confine(filters.vcpu.clone()),
@@ -74,7 +76,7 @@ pub fn run() -> anyhow::Result<()> {
         Box::new(move || ended.notify_one())
     };
     let machine = assemble(parts, &prepares, on_end)?;
-    let machine = Arc::new(Control::new(machine, start));
+    let machine = Arc::new(Control::new(machine, start, files));
     filters.main.install()?;
     runtime.block_on(serve(control, &machine, &ended))?;
 
@@ -133,6 +135,7 @@ fn claim(config: &MonitorConfig) -> anyhow::Result<Parts> {
         parameters: config.command_line.clone(),
         fs: pair(config.fs.clone(), fs),
         vsock: pair(config.vsock, vsock),
+        saved: Saved::claim(descriptors.snapshot)?,
         console: Box::new(Console(File::from(console))),
     })
 }

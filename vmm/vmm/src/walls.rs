@@ -9,6 +9,9 @@ use isopod_jail::{
 /// Descriptors: an eventfd per queue and device, three per vCPU, and what was inherited.
 const OPEN_FILES: u64 = 1024;
 
+/// What the file of a saved machine's memory has behind the memory, in bytes.
+pub const SAVED_TRAILER: u64 = 4096;
+
 /// Puts up all walls but the system call filters. The process has one thread.
 ///
 /// # Errors
@@ -31,7 +34,11 @@ pub fn enter(config: &MonitorConfig) -> Result<(), Error> {
             // Guest memory, and the file it is saved to, are the only files that it lengthens.
             limit(
                 LimitedResource::FileSize,
-                config.memory.size_mib.saturating_mul(1 << 20),
+                config
+                    .memory
+                    .size_mib
+                    .saturating_mul(1 << 20)
+                    .saturating_add(SAVED_TRAILER),
             ),
         ],
         // No path at all. The root is empty; this is the wall behind it.

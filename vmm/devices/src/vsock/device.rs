@@ -140,8 +140,14 @@ impl VsockDevice {
             });
         }
         self.muxer.set_next_local_port(next_local_port);
-        self.reset_event_due = true;
+        self.follow();
         Ok(())
+    }
+
+    /// Takes the place of another device that this driver was connected through: those connections are
+    /// gone, and the guest is told as soon as it gives the event queue a buffer.
+    pub fn follow(&mut self) {
+        self.reset_event_due = true;
     }
 
     /// What [`restore`](Self::restore) needs.

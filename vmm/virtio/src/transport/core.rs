@@ -360,6 +360,11 @@ impl Core {
             self.start(queues);
         }
         self.shared.interrupt.set_status(interrupt_status);
+        if interrupt_status != 0 {
+            // It may have been on its way to the processors when they were saved. Once too often is
+            // harmless: the driver finds nothing to do.
+            self.shared.interrupt.raise(0);
+        }
         if needs_reset {
             self.shared.needs_reset.store(true, Ordering::SeqCst);
         }

@@ -52,7 +52,7 @@ impl Kind {
     }
 
     fn filter(self) -> Filter {
-        let filters = Filters::compile().unwrap();
+        let filters = Filters::compile(false).unwrap();
         match self {
             Self::Vcpu => filters.vcpu,
             Self::Device => filters.device,
@@ -189,6 +189,7 @@ fn config() -> MonitorConfig {
             image: 5,
             fs: None,
             vsock: None,
+            snapshot: isopod_config::SnapshotDescriptors::default(),
             console: 6,
             control: 7,
             lifeline: 8,

@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use command_fds::{CommandFdExt, FdMapping};
-use isopod_config::{MonitorConfig, MonitorDescriptors};
+use isopod_config::{MonitorConfig, MonitorDescriptors, SnapshotDescriptors};
 use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
@@ -31,6 +31,10 @@ const DESCRIPTORS: MonitorDescriptors = MonitorDescriptors {
     image: 5,
     fs: Some(6),
     vsock: Some(7),
+    snapshot: SnapshotDescriptors {
+        restore: None,
+        save: None,
+    },
     console: 8,
     control: 9,
     lifeline: 10,

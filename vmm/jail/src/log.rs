@@ -1,17 +1,20 @@
-//! One line per event on standard error, with the pod's name.
+//! The log of a jailed process: one line per event on standard error, with the pod's name.
+//!
+//! The `log` crate is deliberately not connected: libraries report every odd request there (of
+//! FUSE, of vhost-user), and what a guest can write at will does not belong in the host's log.
 
 use std::io::{self, Write};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Sends events to standard error from now on.
-pub fn start(pod: &str) {
+/// Sends events of `program` to standard error from now on.
+pub fn start(program: &str, pod: &str) {
     let subscriber = tracing_subscriber::fmt()
         .without_time()
         .with_target(false)
         .with_ansi(false)
         .with_writer(Stderr {
-            prefix: format!("isopod-vmm: pod {pod}:"),
+            prefix: format!("{program}: pod {pod}:"),
         })
         .finish();
     // Fails only if started twice; the first one goes on.

@@ -1,0 +1,281 @@
+//! A monitor as a process, and kernels of a few instructions for it.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::{
+    fs::{self, File},
+    io::{PipeReader, PipeWriter, Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use command_fds::{CommandFdExt, FdMapping};
+use isopod_config::{
+    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, SnapshotDescriptors,
+    StateDescriptors,
+};
+use isopod_control::monitor_ttrpc::MonitorClient;
+use ttrpc::asynchronous::{Client, transport::Socket};
+
+/// Where the test kernels are loaded and entered.
+pub const LOAD: u64 = 16 << 20;
+/// Nobody's.
+pub const UID: u32 = 64_999;
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// `mov dx, 0x3f8`, then each letter.
+pub fn print(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03];
+    for letter in text.bytes() {
+        code.extend([0xb0, letter, 0xee]);
+    }
+    code
+}
+
+/// `mov al, 0xfe; out 0x64, al`
+pub const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
+/// `pause; jmp`
+pub const FOREVER: [u8; 4] = [0xf3, 0x90, 0xeb, 0xfc];
+/// `pshufb xmm0, xmm1`, which nobody emulates; on hardware `ud2` behind it is a triple fault.
+pub const STRANGE: [u8; 7] = [0x66, 0x0f, 0x38, 0x00, 0xc1, 0x0f, 0x0b];
+
+pub fn elf(code: &[u8]) -> File {
+    let mut bytes = vec![0; 120];
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    bytes[24..32].copy_from_slice(&LOAD.to_le_bytes());
+    bytes[32..40].copy_from_slice(&64u64.to_le_bytes());
+    bytes[54..56].copy_from_slice(&56u16.to_le_bytes());
+    bytes[56..58].copy_from_slice(&1u16.to_le_bytes());
+    bytes[64..68].copy_from_slice(&1u32.to_le_bytes());
+    bytes[72..80].copy_from_slice(&120u64.to_le_bytes());
+    bytes[88..96].copy_from_slice(&LOAD.to_le_bytes());
+    let length = code.len() as u64;
+    bytes[96..104].copy_from_slice(&length.to_le_bytes());
+    bytes[104..112].copy_from_slice(&length.to_le_bytes());
+    bytes.extend(code);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    file
+}
+
+pub struct Monitor {
+    pub child: Child,
+    pub control: MonitorClient,
+    pub console: UnixStream,
+    pub lifeline: Option<PipeWriter>,
+    pub runtime: tokio::runtime::Runtime,
+}
+
+/// Files that a machine is saved to and restored from.
+pub struct Files {
+    pub state: File,
+    pub memory: File,
+}
+
+impl Files {
+    pub fn new() -> Self {
+        Self {
+            state: tempfile::tempfile().unwrap(),
+            memory: tempfile::tempfile().unwrap(),
+        }
+    }
+
+    fn descriptors(&self) -> [OwnedFd; 2] {
+        [&self.state, &self.memory].map(|file| file.try_clone().unwrap().into())
+    }
+}
+
+/// What a monitor is started with.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    pub code: &'a [u8],
+    pub cpus: u32,
+    pub memory_mib: u64,
+    pub save: Option<&'a Files>,
+    pub restore: Option<&'a Files>,
+}
+
+pub fn start(code: &[u8], cpus: u32) -> Option<Monitor> {
+    start_with(Wanted {
+        code,
+        cpus,
+        memory_mib: 64,
+        save: None,
+        restore: None,
+    })
+}
+
+/// `None`, with the reason printed: this machine cannot run it.
+pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
+    let Wanted {
+        code,
+        cpus,
+        memory_mib,
+        save,
+        restore,
+    } = wanted;
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    let kvm = match kvm {
+        Ok(kvm) if rustix::process::geteuid().is_root() => kvm,
+        other => {
+            eprintln!(
+                "not tested: root: {}, {other:?}",
+                rustix::process::geteuid().is_root()
+            );
+            return None;
+        }
+    };
+    let image = tempfile::tempfile().unwrap();
+    image.set_len(1 << 20).unwrap();
+    let (console, console_theirs) = UnixStream::pair().unwrap();
+    let (control, control_theirs) = UnixStream::pair().unwrap();
+    let (theirs, lifeline): (PipeReader, PipeWriter) = std::io::pipe().unwrap();
+    let config = MonitorConfig {
+        name: "test".into(),
+        cpus: CpuConfig {
+            boot: cpus,
+            max: cpus,
+        },
+        memory: MemoryConfig {
+            size_mib: memory_mib,
+            huge_pages: false,
+        },
+        command_line: vec!["quiet".into()],
+        emulated_supervisor: true,
+        fs: None,
+        vsock: None,
+        uid: UID,
+        gid: UID,
+        descriptors: MonitorDescriptors {
+            kvm: 3,
+            kernel: 4,
+            image: 5,
+            fs: None,
+            vsock: None,
+            snapshot: SnapshotDescriptors {
+                restore: restore.map(|_| StateDescriptors {
+                    state: 9,
+                    memory: 10,
+                }),
+                save: save.map(|_| StateDescriptors {
+                    state: 11,
+                    memory: 12,
+                }),
+            },
+            console: 6,
+            control: 7,
+            lifeline: 8,
+        },
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_isopod-vmm"));
+    let descriptors: [OwnedFd; 6] = [
+        kvm.into(),
+        elf(code).into(),
+        image.into(),
+        console_theirs.into(),
+        control_theirs.into(),
+        theirs.into(),
+    ];
+    let mappings = (3..)
+        .zip(descriptors)
+        .map(|(child_fd, parent_fd)| FdMapping {
+            parent_fd,
+            child_fd,
+        });
+    let files = [(9, restore), (11, save)];
+    let files = files.into_iter().flat_map(|(first, files)| {
+        let both = files.map(Files::descriptors);
+        (first..).zip(both.into_iter().flatten())
+    });
+    let mappings = mappings.chain(files.map(|(child_fd, parent_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    }));
+    command.fd_mappings(mappings.collect()).unwrap();
+    let mut child = command
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(command);
+    let json = serde_json::to_vec(&config).unwrap();
+    child.stdin.take().unwrap().write_all(&json).unwrap();
+    console.set_read_timeout(Some(LIMIT)).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    control.set_nonblocking(true).unwrap();
+    let control = runtime.block_on(async {
+        let socket = tokio::net::UnixStream::from_std(control).unwrap();
+        MonitorClient::new(Client::new(Socket::new(socket)))
+    });
+    Some(Monitor {
+        child,
+        control,
+        console,
+        lifeline: Some(lifeline),
+        runtime,
+    })
+}
+
+macro_rules! ask {
+    ($monitor:expr, $call:ident) => {{
+        let context = ttrpc::context::with_duration($crate::rig::LIMIT);
+        let request = isopod_control::monitor::Empty::new();
+        let call = $monitor.control.$call(context, &request);
+        $monitor.runtime.block_on(call)
+    }};
+}
+
+pub(crate) use ask;
+
+impl Monitor {
+    pub fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while line.last() != Some(&b'\n') {
+            assert_eq!(
+                self.console.read(&mut byte).unwrap(),
+                1,
+                "{}",
+                self.errors()
+            );
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    pub fn errors(&mut self) -> String {
+        let _ = self.child.kill();
+        let mut text = String::new();
+        let mut stderr = self.child.stderr.take().unwrap();
+        let _ = stderr.read_to_string(&mut text);
+        text
+    }
+
+    pub fn ends(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn proc(&self, file: &str) -> String {
+        let path = format!("/proc/{}/{file}", self.child.id());
+        fs::read_to_string(&path).unwrap()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
