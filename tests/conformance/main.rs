@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod bundle;
+mod calls;
+mod subject;
 mod table;
 
 use std::process::ExitCode;
@@ -26,11 +28,21 @@ macro_rules! groups {
         /// Every group's name and text.
         const TABLES: &[(&str, &str)] =
             &[$((stringify!($name), include_str!(concat!("cases/", stringify!($name), ".toml")))),*];
-        const CASES: &[Case] = &[$(Case::both(stringify!($name), $name).within(600).under_both_containerds()),*];
+        const CASES: &[Case] = &[
+            Case::both("calls", task_calls).within(600),
+            $(Case::both(stringify!($name), $name).within(600).under_both_containerds()),*
+        ];
     };
 }
 
 groups![process, mounts, resources, namespaces];
+
+/// The Task API's table.
+const CALLS: &str = include_str!("cases/calls.toml");
+
+fn task_calls(bed: &Bed) -> Result<()> {
+    calls::run(bed, CALLS)
+}
 
 const SUITE: Suite = Suite {
     name: "conformance",
@@ -39,7 +51,7 @@ const SUITE: Suite = Suite {
 
 fn main() -> ExitCode {
     if matches!(role(), Role::Suite) {
-        match table::check(TABLES, include_str!("../../docs/conformance.md")) {
+        match table::check(TABLES, CALLS, include_str!("../../docs/conformance.md")) {
             Ok(summary) => println!("{summary}"),
             Err(error) => {
                 eprintln!("the table is wrong: {error:#}");

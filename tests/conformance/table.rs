@@ -6,7 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use isopod_tests::{Bed, Container, Finished, Runtime, check_eq};
 use serde::Deserialize;
 
-use crate::bundle::{self, Volume};
+use crate::{
+    bundle::{self, Volume},
+    calls,
+};
 
 /// A file of cases.
 #[derive(Debug, Deserialize)]
@@ -101,7 +104,7 @@ fn parse(text: &str) -> Result<Vec<Case>> {
 }
 
 /// Checks the tables themselves; answers their summary, with every difference between the runtimes.
-pub fn check(tables: &[(&str, &str)], explanations: &str) -> Result<String> {
+pub fn check(tables: &[(&str, &str)], calls: &str, explanations: &str) -> Result<String> {
     let headings: BTreeSet<&str> = explanations
         .lines()
         .filter_map(|line| line.strip_prefix("## "))
@@ -145,11 +148,20 @@ pub fn check(tables: &[(&str, &str)], explanations: &str) -> Result<String> {
             writeln!(differences, "  {name}: {what}: {why}")?;
         }
     }
+    let (rows, differing) = calls::differences(calls)?;
+    for (name, why) in differing {
+        ensure!(
+            headings.contains(why.as_str()),
+            "{name}: docs/conformance.md has no section {why:?}"
+        );
+        writeln!(differences, "  {name}: {why}")?;
+        used.insert(why);
+    }
     if let Some(unused) = headings.iter().find(|heading| !used.contains(**heading)) {
         bail!("docs/conformance.md explains {unused:?}, which no case shows");
     }
     Ok(format!(
-        "{both} cases for both runtimes; where they differ:\n{differences}"
+        "{both} bundles and {rows} calls for both runtimes; where they differ:\n{differences}"
     ))
 }
 

@@ -22,6 +22,7 @@ pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod settings;
+pub mod shim;
 pub mod spec;
 pub mod suite;
 pub mod terminal;

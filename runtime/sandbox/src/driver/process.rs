@@ -73,9 +73,13 @@ impl Process {
         self.can_kill()
     }
 
-    /// Whether other processes can join it.
+    /// Whether other processes can join it: also before its own command runs, as with runc.
     pub fn can_exec(&self) -> bool {
-        self.phase == Phase::Running
+        let phase = matches!(
+            self.phase,
+            Phase::Created | Phase::Starting | Phase::Running
+        );
+        phase && !self.deleting
     }
 
     pub fn can_pause(&self) -> bool {

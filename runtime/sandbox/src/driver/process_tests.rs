@@ -60,12 +60,12 @@ fn every_state_allows_its_operations_and_no_others() {
         (
             created(),
             Status::Created,
-            [true, true, false, false, false, true],
+            [true, true, true, false, false, true],
         ),
         (
             starting(),
             Status::Created,
-            [false, true, false, false, false, false],
+            [false, true, true, false, false, false],
         ),
         (
             running(),

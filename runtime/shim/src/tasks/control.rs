@@ -66,7 +66,8 @@ impl<L: Launch> Tasks<L> {
     pub async fn kill(&self, id: ProcessId, signal: u32, all: bool) -> Answer<()> {
         let (_, process) = self.process(&id)?;
         let ended = || Error::NotFound(format!("process {} has ended", process.event_id()));
-        if process.exit().is_some() {
+        // What init leaves behind when it shares its PID namespace can still be killed.
+        if process.exit().is_some() && !all {
             return Err(ended());
         }
         if !process.is_init() && !process.started() {
@@ -80,14 +81,10 @@ impl<L: Launch> Tasks<L> {
         }
     }
 
-    /// Sets a terminal's size.
+    /// Sets a terminal's size. Without one there is nothing to do, and runc's shim says so too.
     pub async fn resize(&self, id: ProcessId, columns: u32, rows: u32) -> Answer<()> {
         let (_, process) = self.process(&id)?;
-        if !process.paths.terminal {
-            let text = format!("process {} has no terminal", process.event_id());
-            return Err(Error::WrongState(text));
-        }
-        if process.exit().is_some() {
+        if process.exit().is_some() || !process.paths.terminal {
             return Ok(());
         }
         self.pod()?.resize(id, columns, rows).await
@@ -112,13 +109,13 @@ impl<L: Launch> Tasks<L> {
         self.pod()?.pids(id).await
     }
 
-    /// Resource use.
+    /// Resource use, until the container is deleted.
     pub async fn stats(&self, id: &str) -> Answer<Stats> {
-        let container = self.container(id)?;
-        if container.init.exit().is_some() {
-            return Err(Error::NotFound(format!("container {id} has ended")));
+        self.container(id)?;
+        match self.pod()?.stats(id).await {
+            Err(Error::VmGone(_)) => Err(Error::NotFound(format!("container {id} has ended"))),
+            answer => answer,
         }
-        self.pod()?.stats(id).await
     }
 
     /// Freezes a container.

@@ -545,8 +545,8 @@ async fn pids_of_an_ended_container_are_not_empty() {
 async fn only_a_terminal_is_resized() {
     let f = fixture();
     f.running("c").await;
-    let refused = f.tasks.resize(process("c", ""), 80, 25).await;
-    assert!(matches!(refused, Err(Error::WrongState(_))));
+    let ignored = f.tasks.resize(process("c", ""), 80, 25).await;
+    ignored.expect("there is nothing to do");
     let mut request = f.request("t");
     request.paths.terminal = true;
     f.tasks.create(request).await.expect("creates");
