@@ -27,6 +27,8 @@ pub mod state;
 mod vcpu;
 mod vm;
 
+#[cfg(feature = "testing")]
+pub use emulate::testing;
 pub use error::HypervisorError;
 pub use mapping::FileMapping;
 pub use probe::{Hypervisor, ProbeError, Supervisor};
