@@ -86,7 +86,7 @@ bench: build
 
 lint:
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --features isopod-agent/testing -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features isopod-agent/testing,isopod-agent/selftest -- -D warnings
 	cargo xtask rules
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 	else echo 'cargo deny is not installed: licences of dependencies were not checked (cargo install --locked cargo-deny)'; fi

@@ -113,7 +113,7 @@ pub(crate) fn boot() -> Result<(), BootError> {
         }
     })?;
     Tree::new(CGROUPS).delegate()?;
-    bring_loopback_up().map_err(BootError::Loopback)?;
+    bring_up(LOOPBACK).map_err(BootError::Loopback)?;
     // Every line of ours must reach the console; the default limits how often /dev/kmsg is written.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
     // oom_score_adj stays as it is: the kernel never chooses PID 1, and containers would inherit a value
@@ -151,13 +151,15 @@ fn is_mounted(path: &Path) -> io::Result<bool> {
     Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
 }
 
-/// RTM_NEWLINK for interface 1, which the loopback of the first network namespace always is. The kernel
-/// gives it 127.0.0.1 and ::1 by itself.
-fn bring_loopback_up() -> io::Result<()> {
+/// The loopback of the first network namespace is always interface 1. The kernel gives it 127.0.0.1 and
+/// ::1 by itself.
+const LOOPBACK: u32 = 1;
+
+/// RTM_NEWLINK for an interface.
+pub(crate) fn bring_up(interface: u32) -> io::Result<()> {
     const RTM_NEWLINK: u16 = 16;
     const NLM_F_REQUEST: u16 = 1;
     const IFF_UP: u32 = 1;
-    const LOOPBACK: i32 = 1;
 
     let mut message = Vec::with_capacity(32);
     // nlmsghdr: length, type, flags, sequence, port
@@ -167,7 +169,7 @@ fn bring_loopback_up() -> io::Result<()> {
     message.extend([0; 8]);
     // ifinfomsg: family, pad, type, index, flags, mask of the flags to change
     message.extend([0; 4]);
-    message.extend(LOOPBACK.to_ne_bytes());
+    message.extend(interface.to_ne_bytes());
     message.extend(IFF_UP.to_ne_bytes());
     message.extend(IFF_UP.to_ne_bytes());
 

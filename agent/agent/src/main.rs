@@ -24,6 +24,8 @@ mod pod;
 mod process;
 mod reaper;
 mod run;
+#[cfg(feature = "selftest")]
+mod selftest;
 mod service;
 mod shutdown;
 mod streams;
@@ -123,6 +125,11 @@ fn serve(place: Place) -> Result<(), ServeError> {
     let began = clock::since_boot();
     if place.sockets.is_none() {
         boot::boot()?;
+        #[cfg(feature = "selftest")]
+        if let Some(scale) = selftest::wanted() {
+            selftest::run(scale);
+            shutdown::reset();
+        }
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

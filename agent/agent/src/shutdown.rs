@@ -43,6 +43,11 @@ pub(crate) async fn end(pod: &Pod, place: &Place) {
         Ok(Ok(Err(e))) => log::warning(&format!("unmount the shared directory: {e}")),
         _ => log::error("filesystems could not be synced in time"),
     }
+    reset();
+}
+
+/// Ends the machine at once.
+pub(crate) fn reset() -> ! {
     let Err(e) = reboot(RebootMode::RB_AUTOBOOT);
     log::error(&format!("reboot: {e}"));
     // The kernel panics when its init ends, and that ends the machine too.
