@@ -8,9 +8,11 @@
 mod file_server;
 mod machine;
 mod monitor;
+mod slots;
 mod snapshot;
 
 pub use file_server::{FileServerConfig, VsockBackendConfig};
 pub use machine::{CpuConfig, FsConfig, KernelConfig, MemoryConfig, VmConfig, VsockConfig};
-pub use monitor::{MonitorConfig, MonitorDescriptors};
+pub use monitor::{MonitorConfig, MonitorDescriptors, RootConfig, VsockHostDescriptors};
+pub use slots::{DiskSlotConfig, NetSlotConfig, RateConfig, SlotsConfig};
 pub use snapshot::{SnapshotDescriptors, StateDescriptors};

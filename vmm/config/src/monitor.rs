@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CpuConfig, FsConfig, MemoryConfig, SnapshotDescriptors, VsockConfig};
+use crate::{CpuConfig, FsConfig, MemoryConfig, SlotsConfig, SnapshotDescriptors, VsockConfig};
 
 /// One machine monitor: one virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,10 +22,15 @@ pub struct MonitorConfig {
     pub command_line: Vec<String>,
     /// The host's KVM interprets the guest's supervisor mode; the kernel is told what that takes.
     pub emulated_supervisor: bool,
+    /// How the guest gets its image.
+    pub root: RootConfig,
     /// The shared directory.
     pub fs: Option<FsConfig>,
     /// The channel to the agent.
     pub vsock: Option<VsockConfig>,
+    /// The other devices.
+    #[serde(default)]
+    pub slots: SlotsConfig,
     /// Whom the monitor runs as, in its jail.
     pub uid: u32,
     /// The same.
@@ -34,8 +39,20 @@ pub struct MonitorConfig {
     pub descriptors: MonitorDescriptors,
 }
 
+/// How the guest gets its image, which is read-only in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootConfig {
+    /// As memory, used in place: all guests share one copy in the host's page cache. Needs a kernel
+    /// with `CONFIG_NVDIMM_PFN`.
+    #[default]
+    Pmem,
+    /// As a disk, of which each guest keeps what it reads.
+    Blk,
+}
+
 /// Numbers of inherited descriptors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MonitorDescriptors {
     /// `/dev/kvm`, for reading and writing.
@@ -46,8 +63,11 @@ pub struct MonitorDescriptors {
     pub image: RawFd,
     /// Connected to the file server: its front end. With `fs` only.
     pub fs: Option<RawFd>,
-    /// The same of the vsock device. With `vsock` only.
+    /// The same of the vsock device. With `vsock`, this or `vsock_host`.
     pub vsock: Option<RawFd>,
+    /// The host's side of a vsock device that the monitor serves itself.
+    #[serde(default)]
+    pub vsock_host: Option<VsockHostDescriptors>,
     /// Files of saved machines.
     #[serde(default)]
     pub snapshot: SnapshotDescriptors,
@@ -55,7 +75,24 @@ pub struct MonitorDescriptors {
     pub console: RawFd,
     /// One end of a stream socket pair: the control API (`isopod-control`) is served on it.
     pub control: RawFd,
+    /// One end of a `SOCK_SEQPACKET` pair: descriptors that `Attach` names arrive on it
+    /// (`isopod_control::parcel`). Without it nothing can be attached.
+    #[serde(default)]
+    pub parcels: Option<RawFd>,
     /// A pipe or socket whose other end only the owner of the pod holds: when it closes, the monitor
     /// ends.
     pub lifeline: RawFd,
+}
+
+/// How the programs of the host and a vsock device in the monitor meet. The monitor has no path to any
+/// of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockHostDescriptors {
+    /// A listening stream socket: programs say `CONNECT port\n` on it.
+    pub listener: RawFd,
+    /// Ports of the host that the guest may connect to, each with one end of a `SOCK_SEQPACKET` pair:
+    /// of every connection one end is sent over it, with one byte.
+    #[serde(default)]
+    pub ports: Vec<(u32, RawFd)>,
 }

@@ -1,7 +1,10 @@
-//! How a monitor is controlled: messages, client and server of `proto/monitor.proto`.
+//! How a monitor is controlled: messages, client and server of `proto/monitor.proto`, and the
+//! descriptors that go with them ([`parcel`]).
 //!
 //! Place in the flow: the sandbox's `kvm` engine is the client, `vmm` the server. Imports no sibling.
 #![forbid(unsafe_code)]
+
+pub mod parcel;
 
 /// The messages.
 #[allow(warnings, missing_docs, clippy::all)]

@@ -13,9 +13,9 @@
 //! | `console` | `read`, `sendto`, `write` of its peers |
 //! | `balloon`, `mem` | `madvise` |
 //! | `pmem` | none |
-//! | `blk` | `preadv`, `pwritev`, `fdatasync`, `fallocate`, `pwrite64`, `timerfd_settime`; side by side also `io_uring_setup`, `io_uring_register`, `io_uring_enter`, `epoll_create1` |
+//! | `blk` | `preadv`, `pwritev`, `fdatasync`, `fallocate`, `pwrite64`, `timerfd_settime`; side by side also `io_uring_enter` |
 //! | `net` | `read`, `write` of its tap queues, `ioctl` (`TUNSETOFFLOAD`, `FIONBIO`), `timerfd_settime` |
-//! | `vsock` | `accept4`, `socket`, `connect`, `recvmsg`, `sendmsg`, `recvfrom`, `shutdown`, `getsockopt`, `timerfd_settime`, `fcntl` |
+//! | `vsock` | `accept4`, `ioctl` (`FIONBIO`), `recvmsg`, `sendmsg`, `recvfrom`, `shutdown`, `timerfd_settime`; with a directory `socket` and `connect`, with channels `socketpair` |
 //! | `vhost_user` | `sendmsg`, `recvmsg`, `recvfrom` |
 //!
 //! What another thread makes and hands over (a disk, a link, a peer) is closed by the device's thread.

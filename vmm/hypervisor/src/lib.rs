@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`probe`] | who runs a guest's supervisor mode here, measured |
 //! | [`vm`] | memory slots, interrupt controllers, doorbells |
+//! | [`hotplug`] | memory that comes and goes while the guest runs |
 //! | [`cpuid`], [`msrs`] | what a guest is told about its processor, as tables with reasons |
 //! | [`vcpu`] | one processor: its registers, one step of its life |
 //! | [`emulate`] | instructions that KVM hands back because its emulator lacks them |
@@ -17,6 +18,7 @@
 pub mod cpuid;
 mod emulate;
 mod error;
+mod hotplug;
 mod kick;
 mod long_mode;
 mod mapping;
@@ -30,6 +32,7 @@ mod vm;
 #[cfg(feature = "testing")]
 pub use emulate::testing;
 pub use error::HypervisorError;
+pub use hotplug::{CHUNK, HotplugMemory};
 pub use mapping::FileMapping;
 pub use probe::{Hypervisor, ProbeError, Supervisor};
 pub use vcpu::{Bus, Entry, Flow, Vcpu, VcpuCounters, VcpuError};

@@ -14,7 +14,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{FileMapping, HypervisorError, Vcpu, error::kvm};
+use crate::{FileMapping, HotplugMemory, HypervisorError, Vcpu, error::kvm};
 
 /// KVM's one and only stable API (kernel, Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -45,7 +45,7 @@ pub struct Doorbell {
 
 /// A virtual machine. vCPUs are made from it and keep it alive on the kernel's side.
 pub struct Vm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
     cpuid: CpuId,
     tsc_deadline: bool,
     slots: Arc<Mutex<Slots>>,
@@ -95,7 +95,7 @@ impl Vm {
         };
         fd.create_pit2(pit).map_err(kvm("create a timer"))?;
         Ok(Self {
-            fd,
+            fd: Arc::new(fd),
             cpuid,
             tsc_deadline,
             slots: Arc::new(Mutex::new(Slots {
@@ -166,6 +166,28 @@ impl Vm {
         unsafe { self.fd.set_user_memory_region(slot) }.map_err(kvm("show the guest a file"))?;
         slots.files.push(file);
         Ok(())
+    }
+
+    /// Memory that the guest gets and loses while it runs: the part of `all` from `start` on, of which
+    /// it sees nothing at first. Called after [`Self::set_memory`], before vCPUs are made.
+    ///
+    /// # Errors
+    /// It is no one region of `all`, or there are not so many slots.
+    pub fn hotplug(
+        &self,
+        all: &GuestMemory,
+        start: u64,
+        bytes: u64,
+    ) -> Result<HotplugMemory, HypervisorError> {
+        let chunks = HotplugMemory::chunks(bytes);
+        let mut slots = self.slots();
+        let end = u64::from(slots.next).saturating_add(chunks);
+        let (Ok(next), true) = (u32::try_from(end), end <= slots.limit.into()) else {
+            return Err(HypervisorError::NoSlot { address: start });
+        };
+        let first = std::mem::replace(&mut slots.next, next);
+        slots.memory = all.clone();
+        HotplugMemory::new(Arc::clone(&self.fd), all.clone(), start, bytes, first)
     }
 
     /// Bits of a guest-physical address, as the guest is told them (CPUID 0x80000008).

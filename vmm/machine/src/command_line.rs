@@ -25,11 +25,16 @@ pub enum CommandLineError {
     Byte,
 }
 
-/// No ACPI: a reset is a triple fault. The console is a port that is polled. The rest is known already.
+/// The console is a port that is polled,
+const EARLY_ONLY: &str = "earlyprintk=serial,ttyS0,115200";
+/// to the end, unless there is another.
+const EARLY_AND_LATE: &str = "earlyprintk=serial,ttyS0,115200,keep";
+const LATE: &str = "console=hvc0";
+
+/// No ACPI: a reset is a triple fault. The rest is known already.
 const ALWAYS: &[&str] = &[
     "reboot=t",
     "panic=-1",
-    "earlyprintk=serial,ttyS0,115200,keep",
     // All processors read the host's time stamp counter; nothing could watch over it.
     "tsc=reliable",
     // 50 ms of waiting for an interrupt whose wiring KVM's is.
@@ -60,6 +65,8 @@ pub(crate) fn compose(
     // What is given comes first: `quiet` keeps the early console short only if it comes before that
     // console, and where a parameter is named twice, what the machine is counts.
     let mut words = vec![given.to_owned()];
+    let late = given.split(' ').any(|word| word == LATE);
+    words.push(if late { EARLY_ONLY } else { EARLY_AND_LATE }.to_owned());
     words.extend(ALWAYS.iter().map(|word| (*word).to_owned()));
     if host == Host::Emulated {
         words.extend(EMULATED.iter().map(|word| (*word).to_owned()));
@@ -86,11 +93,17 @@ mod tests {
     #[test]
     fn devices_are_told_with_window_and_line() {
         let line = compose("root=/dev/pmem0", Host::Hardware, 2, 1).unwrap();
-        assert!(line.starts_with("root=/dev/pmem0 reboot=t "));
+        assert!(line.starts_with("root=/dev/pmem0 earlyprintk=serial,ttyS0,115200,keep reboot=t "));
         assert!(line.ends_with(
             "maxcpus=1 virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
         ));
         assert!(!line.contains("syscall_by_fault"));
+    }
+
+    #[test]
+    fn the_serial_port_is_silent_once_there_is_a_console() {
+        let line = compose("quiet console=hvc0", Host::Hardware, 2, 1).unwrap();
+        assert!(line.contains(" earlyprintk=serial,ttyS0,115200 "), "{line}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0            640 KiB   1 MiB                     3 GiB              4 GiB
-//! ├─ boot data ─┼ MP table┼─ RAM ──────────────────┼─ devices ─┬ APICs ┼─ RAM ─ ... ─┼─ files ─>
+//! ├─ boot data ─┼ MP table┼─ RAM ──────────────────┼─ devices ─┬ APICs ┼─ RAM ─ ... ─┼─ memory that can be added ─┼─ files ─>
 //! ```
 //!
 //! The hole below 4 GiB is there in every machine, however small: addresses of devices never move.
@@ -56,6 +56,16 @@ pub(crate) const HIGH_RAM: u64 = 1 << 20;
 /// sections of 128 MiB.
 const FILE_ALIGNMENT: u64 = 128 << 20;
 
+/// Where memory that can be added begins: on a border of the largest unit that Linux adds memory in.
+const HOTPLUG_ALIGNMENT: u64 = 2 << 30;
+
+/// The place for memory that can be added to `ram` bytes of RAM.
+#[must_use]
+pub fn hotplug(ram: u64) -> u64 {
+    let above = ram.saturating_sub(HOLE_START);
+    (HOLE_END + above).next_multiple_of(HOTPLUG_ALIGNMENT)
+}
+
 /// RAM as ranges of guest-physical addresses and lengths.
 #[must_use]
 pub fn ram(bytes: u64) -> Vec<(u64, u64)> {
@@ -93,6 +103,14 @@ mod tests {
         assert_eq!(ram(5 << 30), [(0, 3 << 30), (4 << 30, 2 << 30)]);
         let total: u64 = ram(MAX_RAM).iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(total, MAX_RAM);
+    }
+
+    #[test]
+    fn memory_that_can_be_added_lies_behind_ram() {
+        assert_eq!(hotplug(64 << 20), 4 << 30);
+        assert_eq!(hotplug(3 << 30), 4 << 30);
+        assert_eq!(hotplug((3 << 30) + 1), 6 << 30);
+        assert_eq!(hotplug(MAX_RAM), 514 << 30);
     }
 
     #[test]

@@ -24,7 +24,9 @@ mod serial;
 pub use boot::BootError;
 pub use bus::MmioDevice;
 pub use command_line::{CommandLineError, Host};
-pub use isopod_hypervisor::runner::End;
+pub use isopod_hypervisor::{CHUNK, HotplugMemory, runner::End};
+/// The hold on a device that [`Builder::attach`] gives, and how it fails.
+pub use isopod_virtio::{Control, WorkerGone};
 pub use machine::{
     Builder, Machine, MachineConfig, MachineError, MachineMetrics, MachineState, Prepare, Region,
     Sharing,

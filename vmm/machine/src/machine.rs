@@ -14,7 +14,7 @@ use std::{
 };
 
 use isopod_hypervisor::{
-    Bus, Doorbell, FileMapping, HypervisorError, Vcpu, VcpuCounters, Vm,
+    Bus, Doorbell, FileMapping, HotplugMemory, HypervisorError, Vcpu, VcpuCounters, Vm,
     runner::{End, Runners},
 };
 use isopod_memory::{
@@ -47,6 +47,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// RAM.
     pub memory_mib: u64,
+    /// Memory that can be added; a multiple of 128 MiB.
+    pub hotplug_mib: u64,
     /// Back it with 2 MiB pages.
     pub huge_pages: bool,
     /// What the host is.
@@ -147,8 +149,11 @@ pub type Prepare = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 pub struct Builder {
     config: MachineConfig,
     vm: Vm,
+    /// What the guest boots with.
+    boot_memory: GuestMemory,
     memory: GuestMemory,
     handle: GuestMemoryHandle,
+    hotplug: Option<(Region, HotplugMemory)>,
     devices: Vec<Slot>,
     /// End of what is shown above 4 GiB.
     end: u64,
@@ -165,14 +170,14 @@ impl Builder {
     /// # Errors
     /// A size out of range, or the host refuses.
     pub fn new(device: OwnedFd, config: MachineConfig) -> Result<Self, MachineError> {
-        let memory = ram::make(config.memory_mib, config.huge_pages)?;
+        let memory = ram::make(config.memory_mib, config.hotplug_mib, config.huge_pages)?;
         Self::with_memory(device, config, memory)
     }
 
     fn with_memory(
         device: OwnedFd,
         config: MachineConfig,
-        memory: GuestMemory,
+        all: GuestMemory,
     ) -> Result<Self, MachineError> {
         let MachineConfig {
             online_cpus: online,
@@ -182,9 +187,20 @@ impl Builder {
         if online == 0 || online > present || present > layout::MAX_CPUS {
             return Err(MachineError::Cpus { online, present });
         }
+        let hotplug = ram::hotplug(config.memory_mib, config.hotplug_mib);
+        let boot = match hotplug {
+            None => all.clone(),
+            Some(Region { start, bytes }) => {
+                isopod_memory::without(&all, start, bytes).map_err(ram::RamError::from)?
+            }
+        };
         let vm = Vm::new(device)?;
-        vm.set_memory(&memory)?;
-        let end = memory
+        vm.set_memory(&boot)?;
+        let hotplug = match hotplug {
+            None => None,
+            Some(region) => Some((region, vm.hotplug(&all, region.start, region.bytes)?)),
+        };
+        let end = all
             .iter()
             .map(|region| region.start_addr().0 + region.len())
             .max()
@@ -192,11 +208,18 @@ impl Builder {
         Ok(Self {
             config,
             vm,
-            handle: GuestMemoryHandle::new(memory.clone()),
-            memory,
+            handle: GuestMemoryHandle::new(all.clone()),
+            boot_memory: boot,
+            memory: all,
+            hotplug,
             devices: Vec::new(),
             end,
         })
+    }
+
+    /// Where memory can be added, and what adds it; once, for the device that the guest asks for it.
+    pub fn take_hotplug(&mut self) -> Option<(Region, HotplugMemory)> {
+        self.hotplug.take()
     }
 
     /// Shows the guest a file as memory that it cannot write, behind RAM.
@@ -282,7 +305,7 @@ impl Builder {
             self.devices.len(),
             config.online_cpus,
         )?;
-        let entry = boot::load(&self.memory, kernel, &line, config.cpus)?;
+        let entry = boot::load(&self.boot_memory, kernel, &line, config.cpus)?;
         let vcpus = self.make_vcpus()?;
         if let Some(first) = vcpus.first() {
             first.enter_at(&entry)?;
@@ -307,8 +330,10 @@ impl Builder {
         let Self {
             config: _,
             vm,
+            boot_memory: _,
             memory,
             handle: _,
+            hotplug: _,
             devices,
             end: _,
         } = self;

@@ -102,6 +102,21 @@ pub fn shared(
 #[error("map guest memory from a file: {0}")]
 pub struct SharedMemoryError(String);
 
+/// The same memory without one of its regions.
+///
+/// # Errors
+/// There is no region of exactly that place and length.
+pub fn without(
+    memory: &GuestMemory,
+    start: u64,
+    bytes: u64,
+) -> Result<GuestMemory, SharedMemoryError> {
+    let removed = memory.remove_region(GuestAddress(start), bytes);
+    removed
+        .map(|(rest, _)| rest)
+        .map_err(|e| SharedMemoryError(e.to_string()))
+}
+
 /// Where a region of [`shared`] memory is: for another process that is to map it. `None` if it is no
 /// file's, or if what is written to it does not reach the file.
 pub fn file_of(region: &GuestRegion) -> Option<(BorrowedFd<'_>, FileRegion)> {

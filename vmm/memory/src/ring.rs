@@ -66,8 +66,8 @@ pub struct TransferRing {
 unsafe impl Send for TransferRing {}
 
 impl TransferRing {
-    /// A ring for `entries` transfers, which can do nothing but read, write and sync. To be made by the
-    /// thread that will use it: the kernel's threads that wait on its behalf are bounded for that one.
+    /// A ring for `entries` transfers, which can do nothing but read, write and sync. The kernel's threads
+    /// that wait on behalf of a thread which uses it are few, whichever thread made it.
     ///
     /// # Errors
     /// When the kernel has no io_uring, or forbids it.

@@ -1,8 +1,9 @@
 //! What a tap device must be told by ioctl(2): the one thing of it that has no safe interface.
 
 use std::{
+    fs::File,
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
 /// The guest takes packets whose checksum is not filled in (`TUN_F_CSUM`).
@@ -11,6 +12,38 @@ pub const OFFLOAD_CHECKSUM: u32 = libc::TUN_F_CSUM;
 pub const OFFLOAD_TSO4: u32 = libc::TUN_F_TSO4;
 /// The same over IPv6 (`TUN_F_TSO6`).
 pub const OFFLOAD_TSO6: u32 = libc::TUN_F_TSO6;
+
+/// Opens one queue of the tap device `name` of this network namespace, as a network card wants it
+/// (`IFF_TAP`, `IFF_NO_PI`, `IFF_VNET_HDR`); makes the device if there is none.
+///
+/// # Errors
+/// A name of more than 15 bytes or with a NUL, /dev/net/tun cannot be opened, or the kernel refuses.
+pub fn open(name: &str) -> io::Result<OwnedFd> {
+    // struct ifreq: a name that a NUL ends, then flags.
+    let mut request = [0; size_of::<libc::ifreq>()];
+    let fits = name.len() < libc::IFNAMSIZ && !name.is_empty() && !name.contains('\0');
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+    let [low, high] = flags.to_ne_bytes();
+    let fields = name
+        .bytes()
+        .enumerate()
+        .chain([(libc::IFNAMSIZ, low), (libc::IFNAMSIZ + 1, high)]);
+    for (at, byte) in fields.filter(|_| fits) {
+        if let Some(place) = request.get_mut(at) {
+            *place = byte;
+        }
+    }
+    if !fits {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let tap = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // SAFETY: the kernel reads and writes one `struct ifreq` at the address of a live local of its size.
+    done(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) })?;
+    Ok(tap.into())
+}
 
 /// Says what the reader of the tap device's packets can take: a mask of the `OFFLOAD_` bits.
 ///
@@ -63,19 +96,10 @@ mod tests {
             // SAFETY: only this thread leaves the network namespace; no memory is passed.
             let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
             assert_eq!(left, 0, "needs root");
-            let tap = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open("/dev/net/tun");
-            let tap = tap.unwrap();
-            let mut request = [0u8; 40];
-            request[..4].copy_from_slice(b"tap0");
-            let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
-            request[16..18].copy_from_slice(&flags.to_ne_bytes());
-            let interface = request.as_mut_ptr();
-            // SAFETY: the kernel reads and writes a `struct ifreq` of 40 bytes, which is alive.
-            let made = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, interface) };
-            assert_eq!(made, 0);
+            let tap = open("tap0").unwrap();
+            for name in ["", "a-name-of-16-byt", "a\0b"] {
+                assert!(open(name).is_err(), "{name:?}");
+            }
             set_header_length(tap.as_fd(), 12).unwrap();
             set_offload(tap.as_fd(), OFFLOAD_CHECKSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6).unwrap();
             set_offload(tap.as_fd(), 0).unwrap();

@@ -1,29 +1,49 @@
 //! Which devices a machine has, in which slots. The order is fixed: the guest's names for them follow
 //! from it.
+//!
+//! ```text
+//!   root (pmem or blk), rng, [fs], [vsock], [console], [balloon], [mem], blk-0 .., net-0 ..
+//! ```
+//!
+//! Everything is open already, because the jail comes before.
 
-use std::{
-    fs::File,
-    io::Write,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-};
+use std::{fs::File, io, io::Write, ops::Range, os::fd::OwnedFd, os::unix::net::UnixStream};
 
-use isopod_config::{CpuConfig, FsConfig, MemoryConfig, VsockConfig};
+use isopod_config::{CpuConfig, FsConfig, MemoryConfig, RootConfig, VsockConfig};
 use isopod_devices::{
-    blk::{Blk, BlkConfig, BlkError, Disk, DiskError},
+    balloon::Balloon,
+    blk::{Blk, BlkConfig, BlkError, Disk, DiskError, Engine},
+    console::{Console, Peer},
+    mem::{self, Backing, Mem, MemConfig, MemError},
+    net::{Net, NetConfig, NetError},
+    pmem::{Pmem, PmemError},
     rng::Rng,
     vhost_user::{PATIENCE, VhostUser, VhostUserConfig, VhostUserError, Watchdog},
+    vsock::VsockDevice,
 };
-use isopod_machine::{Builder, Host, Machine, MachineConfig, MachineError, Prepare, Sharing};
+use isopod_machine::{
+    Builder, Host, HotplugMemory, Machine, MachineConfig, MachineError, Prepare, Region, Sharing,
+};
 
-use crate::snapshot::Saved;
+use isopod_vmm::filter::Kind;
+
+use crate::{
+    slots::{self, Slots, disk_name, net_name},
+    snapshot::Saved,
+};
 
 /// Descriptors of the vsock device's queues, as `isopod-fs` serves them.
 const VSOCK_QUEUE_SIZE: u16 = 256;
 
-/// Where the guest finds its root: the first disk. Not yet on pmem, where all guests would share the
-/// host's pages: without `CONFIG_NVDIMM_PFN` (which selects `ND_CLAIM`) the guest's libnvdimm refuses
-/// every namespace with ENXIO.
-const ROOT: &str = "root=/dev/vda rootfstype=erofs ro";
+/// Memory at an address, used in place. Its driver makes the disk in the background: it is waited for,
+/// and not for ever.
+const PMEM_ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax ro rootwait=60";
+/// The first disk.
+const BLK_ROOT: &str = "root=/dev/vda rootfstype=erofs ro";
+/// What is added is used at once, and mostly in a way that lets it be taken away again.
+const HOTPLUG: &str = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+/// The kernel's log moves from the serial port to the console when that is there.
+const CONSOLE: &str = "console=hvc0";
 
 /// A machine could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +54,34 @@ pub enum AssemblyError {
     /// The image's device.
     #[error("the guest image: {0}")]
     Image(#[from] BlkError),
+    /// The image as memory.
+    #[error("the guest image: {0}")]
+    Pmem(#[from] PmemError),
     /// The image itself.
     #[error("the guest image: {0}")]
     Disk(#[from] DiskError),
+    /// A disk's slot.
+    #[error("slots.disks[{index}]: {source}")]
+    DiskSlot {
+        /// Which.
+        index: usize,
+        /// Why.
+        source: BlkError,
+    },
+    /// A network card's slot.
+    #[error("slots.nets[{index}]: {source}")]
+    NetSlot {
+        /// Which.
+        index: usize,
+        /// Why.
+        source: NetError,
+    },
+    /// The console.
+    #[error("the console: {0}")]
+    Console(#[source] io::Error),
+    /// The region of memory that can be added.
+    #[error("memory that can be added: {0}")]
+    Memory(#[from] MemError),
     /// A device that another process serves.
     #[error("{device}: {source}")]
     BackEnd {
@@ -61,6 +106,39 @@ pub struct Served<C> {
     pub connection: UnixStream,
 }
 
+/// Who serves the vsock device.
+pub enum Vsock {
+    /// Another process.
+    Served(Served<VsockConfig>),
+    /// This one.
+    Here(Box<VsockDevice>),
+}
+
+/// Where the guest's messages go.
+pub struct Messages {
+    /// Those of the serial port.
+    pub serial: Box<dyn Write + Send>,
+    /// Those of the console device, which keeps the last of them in any case; none: there is no such
+    /// device.
+    pub console: Option<Peer>,
+}
+
+/// A disk's slot and what is in it.
+pub struct DiskSlot {
+    /// The slot.
+    pub config: BlkConfig,
+    /// The disk.
+    pub disk: Option<Disk>,
+}
+
+/// A network card's slot and what is in it.
+pub struct NetSlot {
+    /// The slot.
+    pub config: NetConfig,
+    /// One tap device's queues, or none.
+    pub taps: Vec<OwnedFd>,
+}
+
 /// All that a machine is made of: opened, because the jail comes before.
 pub struct Parts {
     /// `/dev/kvm`.
@@ -69,10 +147,14 @@ pub struct Parts {
     pub kernel: File,
     /// An EROFS image.
     pub image: File,
+    /// How the guest gets it.
+    pub root: RootConfig,
     /// Processors.
     pub cpus: CpuConfig,
     /// RAM.
     pub memory: MemoryConfig,
+    /// MiB that can be added.
+    pub hotplug_mib: u64,
     /// What the host is.
     pub host: Host,
     /// The kernel's parameters, beside those of this machine.
@@ -80,11 +162,17 @@ pub struct Parts {
     /// The shared directory.
     pub fs: Option<Served<FsConfig>>,
     /// The channel to the agent.
-    pub vsock: Option<Served<VsockConfig>>,
+    pub vsock: Option<Vsock>,
+    /// What the guest prints.
+    pub messages: Messages,
+    /// Whether there is a balloon.
+    pub balloon: bool,
+    /// Disks.
+    pub disks: Vec<DiskSlot>,
+    /// Network cards.
+    pub nets: Vec<NetSlot>,
     /// Go on where another machine was saved, in place of booting the kernel.
     pub saved: Option<Saved>,
-    /// What the kernel prints.
-    pub console: Box<dyn Write + Send>,
 }
 
 /// What the threads of a machine do first.
@@ -92,7 +180,7 @@ pub struct Prepares {
     /// Those of processors.
     pub vcpu: Prepare,
     /// Those of devices.
-    pub device: Prepare,
+    pub device: Box<dyn Fn(Kind) -> Prepare>,
     /// That of the watchdog over the processes that serve devices.
     pub watchdog: Prepare,
 }
@@ -106,24 +194,30 @@ pub fn assemble(
     parts: Parts,
     prepares: &Prepares,
     on_end: Box<dyn FnOnce() + Send>,
-) -> Result<Machine, AssemblyError> {
+) -> Result<(Machine, Slots), AssemblyError> {
     let Parts {
         kvm,
         mut kernel,
         image,
+        root,
         cpus,
         memory,
+        hotplug_mib,
         host,
         parameters,
         fs,
         vsock,
+        messages,
+        balloon,
+        disks,
+        nets,
         saved,
-        console,
     } = parts;
     let config = MachineConfig {
         online_cpus: cpus.boot,
         cpus: cpus.max,
         memory_mib: memory.size_mib,
+        hotplug_mib,
         huge_pages: memory.huge_pages,
         host,
     };
@@ -136,33 +230,133 @@ pub fn assemble(
         None => Builder::new(kvm, config)?,
         Some(saved) => Builder::saved(kvm, config, &saved.memory, sharing)?,
     };
-    let mut root = Blk::new(BlkConfig {
-        serial: "root".to_owned(),
-        read_only: true,
-        ..BlkConfig::default()
-    })?;
-    root.insert(Disk::new(image)?)?;
-    builder.attach("blk-root", root, started(&prepares.device))?;
-    builder.attach("rng", Rng::default(), started(&prepares.device))?;
+    let started = |kind| first(&(prepares.device)(kind));
+    let mut slots = Slots {
+        memory_mib: memory.size_mib,
+        ..Slots::default()
+    };
+
     let watchdog =
-        Watchdog::start(PATIENCE, started(&prepares.watchdog)).map_err(AssemblyError::Watchdog)?;
+        Watchdog::start(PATIENCE, first(&prepares.watchdog)).map_err(AssemblyError::Watchdog)?;
+    let mut words = vec![attach_root(&mut builder, root, image, &started)?.to_owned()];
+    builder.attach("rng", Rng::default(), started(Kind::Plain))?;
     if let Some(Served { config, connection }) = fs {
         let front =
             VhostUserConfig::file_system(&config.tag, config.request_queues, config.queue_size)
                 .ok_or(AssemblyError::Tag(config.tag))?;
         let fs = VhostUser::new(front, connection, &watchdog).map_err(back_end("fs"))?;
-        builder.attach("fs", fs, started(&prepares.device))?;
+        builder.attach("fs", fs, started(Kind::VhostUser))?;
     }
-    if let Some(Served { config, connection }) = vsock {
-        let front = VhostUserConfig::vsock(config.guest_cid, VSOCK_QUEUE_SIZE);
-        let vsock = VhostUser::new(front, connection, &watchdog).map_err(back_end("vsock"))?;
-        builder.attach("vsock", vsock, started(&prepares.device))?;
+    match vsock {
+        None => {}
+        Some(Vsock::Served(Served { config, connection })) => {
+            let front = VhostUserConfig::vsock(config.guest_cid, VSOCK_QUEUE_SIZE);
+            let vsock = VhostUser::new(front, connection, &watchdog).map_err(back_end("vsock"))?;
+            builder.attach("vsock", vsock, started(Kind::VhostUser))?;
+        }
+        Some(Vsock::Here(vsock)) => {
+            builder.attach("vsock", *vsock, started(Kind::Vsock))?;
+        }
     }
+    if let Some(log) = messages.console {
+        let mut console = Console::new().map_err(AssemblyError::Console)?;
+        console.set_log(Some(log));
+        let console = builder.attach(slots::CONSOLE, console, started(Kind::Console))?;
+        slots.console = Some(console);
+        words.push(CONSOLE.to_owned());
+    }
+    if balloon {
+        let balloon = Balloon::default();
+        slots.balloon = Some(builder.attach(slots::BALLOON, balloon, started(Kind::Plain))?);
+    }
+    if let Some((region, memory)) = builder.take_hotplug() {
+        let memory = hotplug(region, memory)?;
+        slots.memory = Some(builder.attach(slots::MEMORY, memory, started(Kind::Memory))?);
+        words.push(HOTPLUG.to_owned());
+    }
+    for (index, DiskSlot { config, disk }) in disks.into_iter().enumerate() {
+        let failed = |source| AssemblyError::DiskSlot { index, source };
+        let kind = match (config.read_only, config.engine) {
+            (_, Engine::SideBySide) => Kind::RingDisk,
+            (true, Engine::OneByOne) => Kind::ReadOnlyDisk,
+            (false, Engine::OneByOne) => Kind::Disk,
+        };
+        let mut blk = Blk::new(config).map_err(failed)?;
+        if let Some(disk) = disk {
+            blk.insert(disk).map_err(failed)?;
+        }
+        let blk = builder.attach(&disk_name(index), blk, started(kind))?;
+        slots.disks.push(blk);
+    }
+    for (index, NetSlot { config, taps }) in nets.into_iter().enumerate() {
+        let failed = |source| AssemblyError::NetSlot { index, source };
+        let mut net = Net::new(config).map_err(failed)?;
+        if !taps.is_empty() {
+            net.connect(taps).map_err(failed)?;
+        }
+        let net = builder.attach(&net_name(index), net, started(Kind::Net))?;
+        slots.nets.push(net);
+    }
+    let console = messages.serial;
     if let Some(saved) = saved {
-        return Ok(builder.restore(saved.state, console, &prepares.vcpu, on_end)?);
+        let machine = builder.restore(saved.state, console, &prepares.vcpu, on_end)?;
+        return Ok((machine, slots));
     }
-    let parameters = format!("{ROOT} {}", parameters.join(" "));
-    Ok(builder.boot(&mut kernel, &parameters, console, &prepares.vcpu, on_end)?)
+    words.extend(parameters);
+    let parameters = words.join(" ");
+    let machine = builder.boot(&mut kernel, &parameters, console, &prepares.vcpu, on_end)?;
+    Ok((machine, slots))
+}
+
+/// The guest's root; the kernel's parameters for it.
+fn attach_root<P: FnOnce() + Send + 'static>(
+    builder: &mut Builder,
+    root: RootConfig,
+    image: File,
+    started: &impl Fn(Kind) -> P,
+) -> Result<&'static str, AssemblyError> {
+    match root {
+        RootConfig::Pmem => {
+            let Region { start, bytes } = builder.show_file(&image)?;
+            let pmem = Pmem::new(start, bytes)?;
+            builder.attach("pmem-root", pmem, started(Kind::Plain))?;
+            Ok(PMEM_ROOT)
+        }
+        RootConfig::Blk => {
+            let mut blk = Blk::new(BlkConfig {
+                serial: "root".to_owned(),
+                read_only: true,
+                ..BlkConfig::default()
+            })?;
+            blk.insert(Disk::new(image)?)?;
+            builder.attach("blk-root", blk, started(Kind::ReadOnlyDisk))?;
+            Ok(BLK_ROOT)
+        }
+    }
+}
+
+/// Shows the guest chunks of memory as their blocks are plugged.
+struct Chunks(HotplugMemory);
+
+impl Backing for Chunks {
+    fn plug(&mut self, memory: Range<u64>) -> io::Result<()> {
+        self.0.plug(memory).map_err(io::Error::other)
+    }
+
+    fn unplug(&mut self, memory: Range<u64>) {
+        if let Err(error) = self.0.unplug(memory) {
+            tracing::warn!(%error, "mem: unplugged blocks stay visible to the guest");
+        }
+    }
+}
+
+fn hotplug(region: Region, memory: HotplugMemory) -> Result<Mem, MemError> {
+    let config = MemConfig {
+        start: region.start,
+        bytes: region.bytes,
+        block: mem::MIN_BLOCK,
+    };
+    Mem::new(config, Chunks(memory))
 }
 
 fn back_end(device: &'static str) -> impl FnOnce(VhostUserError) -> AssemblyError {
@@ -170,7 +364,7 @@ fn back_end(device: &'static str) -> impl FnOnce(VhostUserError) -> AssemblyErro
 }
 
 /// A thread without its filter would be a hole in the wall: the process ends.
-fn started(prepare: &Prepare) -> impl FnOnce() + Send + 'static {
+fn first(prepare: &Prepare) -> impl FnOnce() + Send + 'static + use<> {
     let prepare = prepare.clone();
     move || {
         if let Err(error) = prepare() {

@@ -4,19 +4,35 @@
 use std::{
     fs::File,
     io::{self, Write},
-    path::PathBuf,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::Instant,
 };
 
 use anyhow::{Context, bail};
-use isopod_config::{CpuConfig, MemoryConfig};
+use isopod_config::{CpuConfig, FsConfig, MemoryConfig, RootConfig};
+use isopod_devices::{
+    blk::{BlkConfig, Disk, Engine},
+    console::Peer,
+    net::NetConfig,
+    rate::RateLimit,
+    vsock::{VsockConfig, VsockDevice},
+};
 use isopod_hypervisor::{Hypervisor, Supervisor, Vm};
 use isopod_machine::{End, Host, Machine};
 
-use crate::assembly::{Parts, Prepares, assemble};
+use crate::assembly::{DiskSlot, Messages, NetSlot, Parts, Prepares, Served, Vsock, assemble};
+
+/// Of the vsock device: the first that a guest may have.
+const GUEST_CID: u32 = 3;
 
 /// Boot a kernel by hand, without a jail, for debugging.
+///
+/// The guest has an entropy device and its image, and what is asked for below.
 #[derive(clap::Args)]
 pub struct Run {
     /// An uncompressed kernel (`vmlinux`).
@@ -25,12 +41,25 @@ pub struct Run {
     /// The guest image (EROFS); the guest's root, read-only.
     #[arg(long)]
     image: PathBuf,
+    /// How the guest gets it: as memory used in place, or as a disk.
+    #[arg(long, value_enum, default_value_t = Root::Pmem)]
+    root: Root,
     /// Where the kernel's messages go: `-` for standard output, or a file.
     #[arg(long, default_value = "-")]
     console: PathBuf,
+    /// Give the guest a console device too; the kernel's messages move to it when it is there.
+    #[arg(long)]
+    virtio_console: bool,
     /// MiB of memory.
     #[arg(long, default_value_t = 128)]
     memory: u64,
+    /// MiB that memory can grow to (virtio-mem); a multiple of 128 above --memory. All of what can be
+    /// added is asked for at once.
+    #[arg(long)]
+    memory_max: Option<u64>,
+    /// Give the guest a balloon, which returns free pages to the host.
+    #[arg(long)]
+    balloon: bool,
     /// Back memory with 2 MiB pages.
     #[arg(long)]
     huge_pages: bool,
@@ -40,12 +69,34 @@ pub struct Run {
     /// Processors online at boot; without it all that are present.
     #[arg(long)]
     online: Option<u32>,
+    /// A disk: a file or block device; with `,ro` the guest may only read, with `,ring` requests run side
+    /// by side. May be given again.
+    #[arg(long, value_name = "PATH[,ro][,ring]")]
+    disk: Vec<String>,
+    /// A network card at the tap device of this name, which is made if there is none. May be given again.
+    #[arg(long, value_name = "NAME")]
+    tap: Vec<String>,
+    /// The shared directory: a socket that a file server (vhost-user) listens on, and the tag to mount it
+    /// by, `shared` unless it is named.
+    #[arg(long, value_name = "SOCKET[,TAG]")]
+    fs: Option<String>,
+    /// A socket device whose guest has the context id 3: programs say `CONNECT port` on a listening
+    /// socket made here, and are connected to by the guest at `vsock_PORT` beside it.
+    #[arg(long, value_name = "SOCKET")]
+    vsock: Option<PathBuf>,
     /// Tell, at the end, what the machine did.
     #[arg(long)]
     metrics: bool,
     /// More kernel parameters.
     #[arg(trailing_var_arg = true)]
     parameters: Vec<String>,
+}
+
+/// Of [`Run::root`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Root {
+    Pmem,
+    Blk,
 }
 
 /// Prints what this machine's KVM is.
@@ -80,10 +131,21 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     } else {
         Box::new(File::create(&run.console).with_context(|| run.console.display().to_string())?)
     };
+    let log = run.virtio_console.then(|| log(&run.console)).transpose()?;
+    let hotplug_mib = match run.memory_max {
+        None => 0,
+        Some(most) => most
+            .checked_sub(run.memory)
+            .with_context(|| format!("--memory-max {most}: less than --memory {}", run.memory))?,
+    };
     let parts = Parts {
         kvm: Vm::open_device()?,
         kernel: open(&run.kernel)?,
         image: open(&run.image)?,
+        root: match run.root {
+            Root::Pmem => RootConfig::Pmem,
+            Root::Blk => RootConfig::Blk,
+        },
         cpus: CpuConfig {
             boot: run.online.unwrap_or(run.cpus),
             max: run.cpus,
@@ -92,23 +154,40 @@ pub fn run(run: Run) -> anyhow::Result<()> {
             size_mib: run.memory,
             huge_pages: run.huge_pages,
         },
+        hotplug_mib,
         host,
         parameters: run.parameters,
-        fs: None,
-        vsock: None,
+        fs: run.fs.as_deref().map(fs).transpose()?,
+        vsock: run.vsock.as_deref().map(vsock).transpose()?,
+        messages: Messages {
+            serial: console,
+            console: log,
+        },
+        balloon: run.balloon,
+        disks: run
+            .disk
+            .iter()
+            .map(|disk| slot(disk))
+            .collect::<Result<_, _>>()?,
+        nets: (0..)
+            .zip(&run.tap)
+            .map(|(n, name)| card(n, name))
+            .collect::<Result<_, _>>()?,
         saved: None,
-        console,
     };
     let unconfined = Prepares {
         vcpu: Arc::new(|| Ok(())),
-        device: Arc::new(|| Ok(())),
+        device: Box::new(|_| Arc::new(|| Ok(()))),
         watchdog: Arc::new(|| Ok(())),
     };
     let (ended, end) = mpsc::channel();
     let on_end = Box::new(move || {
         let _ = ended.send(());
     });
-    let mut machine = assemble(parts, &unconfined, on_end)?;
+    let (mut machine, slots) = assemble(parts, &unconfined, on_end)?;
+    if hotplug_mib > 0 {
+        slots.resize(Some(hotplug_mib), None)?;
+    }
     eprintln!("isopod-vmm: ready after {} ms", begin.elapsed().as_millis());
     machine.resume()?;
     end.recv().context("wait for the guest")?;
@@ -122,6 +201,89 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         End::Reset | End::Stopped => Ok(()),
         End::Failed(error) => bail!(error),
     }
+}
+
+/// A second writer of where the kernel's messages go. It may wait for a terminal, as it is not jailed.
+fn log(console: &Path) -> anyhow::Result<Peer> {
+    let output: OwnedFd = if console.as_os_str() == "-" {
+        io::stdout().as_fd().try_clone_to_owned()?
+    } else {
+        let opened = File::options().append(true).open(console);
+        opened
+            .with_context(|| console.display().to_string())?
+            .into()
+    };
+    Ok(Peer {
+        output,
+        input: None,
+        lossy: true,
+    })
+}
+
+/// `PATH[,ro][,ring]`
+fn slot(text: &str) -> anyhow::Result<DiskSlot> {
+    let mut words = text.split(',');
+    let path = words.next().unwrap_or_default();
+    let mut config = BlkConfig::default();
+    for word in words {
+        match word {
+            "ro" => config.read_only = true,
+            "ring" => config.engine = Engine::SideBySide,
+            other => bail!("--disk {text}: {other:?} is neither \"ro\" nor \"ring\""),
+        }
+    }
+    let name = Path::new(path).file_name().unwrap_or_default();
+    config.serial = name
+        .to_string_lossy()
+        .chars()
+        .filter(char::is_ascii)
+        .take(20)
+        .collect();
+    let mut options = File::options();
+    let file = options.read(true).write(!config.read_only).open(path);
+    let disk = Disk::new(file.with_context(|| path.to_owned())?)?;
+    Ok(DiskSlot {
+        config,
+        disk: Some(disk),
+    })
+}
+
+fn card(number: u8, name: &str) -> anyhow::Result<NetSlot> {
+    let tap = isopod_memory::tap::open(name).with_context(|| format!("--tap {name}"))?;
+    Ok(NetSlot {
+        config: NetConfig {
+            // Locally administered.
+            mac: [2, 0, 0, 0, 0, number],
+            mtu: 1500,
+            pairs: 1,
+            receive: RateLimit::default(),
+            send: RateLimit::default(),
+        },
+        taps: vec![tap],
+    })
+}
+
+/// `SOCKET[,TAG]`
+fn fs(text: &str) -> anyhow::Result<Served<FsConfig>> {
+    let (socket, tag) = text.split_once(',').unwrap_or((text, "shared"));
+    Ok(Served {
+        config: FsConfig {
+            tag: tag.to_owned(),
+            request_queues: 1,
+            queue_size: 128,
+        },
+        connection: UnixStream::connect(socket).with_context(|| format!("--fs {socket}"))?,
+    })
+}
+
+fn vsock(socket: &Path) -> anyhow::Result<Vsock> {
+    let listener = UnixListener::bind(socket);
+    let listener = listener.with_context(|| format!("--vsock {}", socket.display()))?;
+    let config = VsockConfig {
+        guest_cid: GUEST_CID,
+        connect_dir: socket.parent().unwrap_or(Path::new(".")).to_owned(),
+    };
+    Ok(Vsock::Here(Box::new(VsockDevice::new(config, listener)?)))
 }
 
 fn print_metrics(machine: &Machine) -> anyhow::Result<()> {

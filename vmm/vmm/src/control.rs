@@ -10,8 +10,12 @@ use std::{
 
 use async_trait::async_trait;
 use isopod_control::{
-    monitor::{BootResponse, Counter, Device, Empty, MetricsResponse, Queue, SaveResponse, Vcpu},
+    monitor::{
+        self, AttachRequest, BootResponse, ConsoleTailResponse, Counter, DetachRequest, Device,
+        Empty, MetricsResponse, Queue, ResizeRequest, SaveResponse, Vcpu,
+    },
     monitor_ttrpc::Monitor,
+    parcel::{ParcelError, Parcels},
 };
 use isopod_machine::{Machine, MachineError};
 use tokio::sync::Notify;
@@ -21,7 +25,10 @@ use ttrpc::{
     error::{Error, get_status},
 };
 
-use crate::snapshot::{Files, SnapshotError};
+use crate::{
+    slots::{BackEnd, SlotError, Slots},
+    snapshot::{Files, SnapshotError},
+};
 
 /// What a client controls.
 pub struct Control {
@@ -34,18 +41,29 @@ pub struct Control {
 
 struct State {
     machine: Machine,
+    slots: Slots,
+    /// Where descriptors arrive.
+    parcels: Option<Parcels>,
     booted: bool,
 }
 
 impl Control {
     /// Serves `machine`, which has not booted; `start` is when the process began, `files` what it can be
     /// saved to.
-    pub fn new(machine: Machine, start: Instant, files: Option<Files>) -> Self {
+    pub fn new(
+        machine: Machine,
+        slots: Slots,
+        parcels: Option<Parcels>,
+        start: Instant,
+        files: Option<Files>,
+    ) -> Self {
         // The first call looks for the vDSO, by a system call that the filter forbids.
         cpu_time();
         Self {
             machine: Mutex::new(State {
                 machine,
+                slots,
+                parcels,
                 booted: false,
             }),
             start,
@@ -91,6 +109,63 @@ fn failed(error: MachineError) -> Error {
     status(code, error)
 }
 
+fn refused(error: SlotError) -> Error {
+    let code = match &error {
+        SlotError::Unknown(_) => Code::NOT_FOUND,
+        SlotError::InUse(_) => Code::ALREADY_EXISTS,
+        SlotError::Empty(_) | SlotError::NoDevice(_) => Code::FAILED_PRECONDITION,
+        SlotError::Kind { .. }
+        | SlotError::Disk { .. }
+        | SlotError::Blk { .. }
+        | SlotError::Net { .. }
+        | SlotError::Stream { .. } => Code::INVALID_ARGUMENT,
+        SlotError::Hotplug { .. } | SlotError::Balloon { .. } => Code::OUT_OF_RANGE,
+        SlotError::Flush { .. } => Code::DATA_LOSS,
+        SlotError::Gone { .. } => Code::INTERNAL,
+    };
+    status(code, error)
+}
+
+impl State {
+    /// What was sent to be joined to a slot.
+    fn back_end(&mut self, request: &AttachRequest) -> ttrpc::Result<BackEnd> {
+        let none = || {
+            status(
+                Code::FAILED_PRECONDITION,
+                "descriptors.parcels is not there",
+            )
+        };
+        let parcels = self.parcels.as_mut().ok_or_else(none)?;
+        let mut descriptors = parcels.take(request.parcel).map_err(|error| {
+            let code = match &error {
+                ParcelError::Missing(_) => Code::FAILED_PRECONDITION,
+                _ => Code::INTERNAL,
+            };
+            status(code, error)
+        })?;
+        let kind = request
+            .kind
+            .enum_value()
+            .unwrap_or(monitor::BackEnd::UNSPECIFIED);
+        let count = descriptors.len();
+        match (kind, descriptors.pop()) {
+            (monitor::BackEnd::DISK, Some(disk)) if count == 1 => Ok(BackEnd::Disk(disk)),
+            (monitor::BackEnd::STREAM, Some(stream)) if count == 1 => Ok(BackEnd::Stream(stream)),
+            (monitor::BackEnd::TAP, Some(last)) => {
+                descriptors.push(last);
+                Ok(BackEnd::Tap(descriptors))
+            }
+            (monitor::BackEnd::UNSPECIFIED, _) => {
+                Err(status(Code::INVALID_ARGUMENT, "kind is not said"))
+            }
+            _ => Err(status(
+                Code::INVALID_ARGUMENT,
+                format!("parcel {}: {count} descriptors, not 1", request.parcel),
+            )),
+        }
+    }
+}
+
 #[async_trait]
 impl Monitor for Control {
     async fn boot(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<BootResponse> {
@@ -133,6 +208,36 @@ impl Monitor for Control {
         response.memory_bytes = written.memory;
         response.state_bytes = written.state;
         response.took_us = micros(begin.elapsed());
+        Ok(response)
+    }
+
+    async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> ttrpc::Result<Empty> {
+        let mut state = self.state();
+        let back_end = state.back_end(&request);
+        // Of two faults, the name is told first: it is the caller's own.
+        state.slots.check(&request.slot).map_err(refused)?;
+        let attached = state.slots.attach(&request.slot, back_end?);
+        attached.map(|()| Empty::new()).map_err(refused)
+    }
+
+    async fn detach(&self, _: &TtrpcContext, request: DetachRequest) -> ttrpc::Result<Empty> {
+        let detached = self.state().slots.detach(&request.slot);
+        detached.map(|()| Empty::new()).map_err(refused)
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
+        let ResizeRequest {
+            hotplug_mib,
+            balloon_mib,
+            ..
+        } = request;
+        let resized = self.state().slots.resize(hotplug_mib, balloon_mib);
+        resized.map(|()| Empty::new()).map_err(refused)
+    }
+
+    async fn console_tail(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ConsoleTailResponse> {
+        let mut response = ConsoleTailResponse::new();
+        response.text = self.state().slots.console_tail().map_err(refused)?;
         Ok(response)
     }
 

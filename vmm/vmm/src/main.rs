@@ -3,12 +3,24 @@
 //! Place in the flow: the sandbox's `kvm` engine starts it with a configuration on standard input and
 //! every descriptor it needs; `isopod-vmm run` starts it by hand. Imports `machine`, `devices`, `jail`,
 //! `config`; nothing imports it.
+//!
+//! | module | what |
+//! |---|---|
+//! | `process` | one monitor of a pod, from configuration to end |
+//! | `claim` | inherited descriptors become the parts of a machine |
+//! | `walls`, `filter` | the jail; system calls by kind of thread |
+//! | `assembly` | parts become a machine with its devices |
+//! | `slots` | back ends that come and go while it runs |
+//! | `control` | the owner's requests |
+//! | `by_hand` | `isopod-vmm run` |
 #![forbid(unsafe_code)]
 
 mod assembly;
 mod by_hand;
+mod claim;
 mod control;
 mod process;
+mod slots;
 mod snapshot;
 
 use std::process::ExitCode;

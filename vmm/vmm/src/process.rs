@@ -6,26 +6,26 @@
 //! ```
 
 use std::{
-    fs::File,
-    io::{self, Read, Write},
+    io::{self, Read},
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures::StreamExt as _;
 use isopod_config::MonitorConfig;
-use isopod_control::monitor_ttrpc::create_monitor;
+use isopod_control::{monitor_ttrpc::create_monitor, parcel::Parcels};
 use isopod_jail::{inherited, lifeline, seccomp::Filter, violation};
-use isopod_machine::{End, Host, Prepare};
+use isopod_machine::{End, Prepare};
 use isopod_vmm::{filter::Filters, walls};
 use tokio::sync::Notify;
 
 use crate::{
-    assembly::{Parts, Prepares, Served, assemble},
+    assembly::{Prepares, assemble},
+    claim,
     control::Control,
-    snapshot::{Files, Saved},
+    snapshot::Files,
 };
 
 /// A configuration is some hundred bytes; a caller that sends more is not the sandbox.
@@ -51,7 +51,9 @@ pub fn run() -> anyhow::Result<()> {
     control
         .set_nonblocking(true)
         .context("the control socket")?;
-    let parts = claim(&config)?;
+    let parcels = config.descriptors.parcels.map(inherited::claim);
+    let parcels = parcels.transpose()?.map(Parcels::new);
+    let parts = claim::parts(&config)?;
     let files = Files::claim(config.descriptors.snapshot)?;
     walls::enter(&config)?;
     // The death signal is armed now; an owner that ended before is seen here.
@@ -62,7 +64,10 @@ pub fn run() -> anyhow::Result<()> {
     watch(lifeline, filters.lifeline.clone())?;
     let prepares = Prepares {
         vcpu: confine(filters.vcpu.clone()),
-        device: confine(filters.device.clone()),
+        device: {
+            let filters = filters.clone();
+            Box::new(move |kind| confine(filters.device(kind)))
+        },
         watchdog: confine(filters.watchdog.clone()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -75,8 +80,8 @@ pub fn run() -> anyhow::Result<()> {
         let ended = Arc::clone(&ended);
         Box::new(move || ended.notify_one())
     };
-    let machine = assemble(parts, &prepares, on_end)?;
-    let machine = Arc::new(Control::new(machine, start, files));
+    let (machine, slots) = assemble(parts, &prepares, on_end)?;
+    let machine = Arc::new(Control::new(machine, slots, parcels, start, files));
     filters.main.install()?;
     runtime.block_on(serve(control, &machine, &ended))?;
 
@@ -107,55 +112,6 @@ async fn serve(control: UnixStream, machine: &Arc<Control>, ended: &Notify) -> a
         () = machine.shut_down.notified() => tokio::time::sleep(FAREWELL).await,
     }
     Ok(())
-}
-
-/// Takes what was inherited.
-fn claim(config: &MonitorConfig) -> anyhow::Result<Parts> {
-    let descriptors = config.descriptors;
-    let served = |name, wanted: bool, fd: Option<i32>| match (wanted, fd) {
-        (true, Some(fd)) => anyhow::Ok(Some(UnixStream::from(inherited::claim(fd)?))),
-        (false, None) => Ok(None),
-        _ => bail!("descriptors.{name} must be there if and only if {name} is"),
-    };
-    let fs = served("fs", config.fs.is_some(), descriptors.fs)?;
-    let vsock = served("vsock", config.vsock.is_some(), descriptors.vsock)?;
-    let console = inherited::claim(descriptors.console)?;
-    rustix::io::ioctl_fionbio(&console, true).context("the console")?;
-    Ok(Parts {
-        kvm: inherited::claim(descriptors.kvm)?,
-        kernel: File::from(inherited::claim(descriptors.kernel)?),
-        image: File::from(inherited::claim(descriptors.image)?),
-        cpus: config.cpus,
-        memory: config.memory,
-        host: if config.emulated_supervisor {
-            Host::Emulated
-        } else {
-            Host::Hardware
-        },
-        parameters: config.command_line.clone(),
-        fs: pair(config.fs.clone(), fs),
-        vsock: pair(config.vsock, vsock),
-        saved: Saved::claim(descriptors.snapshot)?,
-        console: Box::new(Console(File::from(console))),
-    })
-}
-
-fn pair<C>(config: Option<C>, connection: Option<UnixStream>) -> Option<Served<C>> {
-    let (config, connection) = config.zip(connection)?;
-    Some(Served { config, connection })
-}
-
-/// Where the kernel's messages go: what does not fit now is lost.
-struct Console(File);
-
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn confine(filter: Filter) -> Prepare {

@@ -37,6 +37,7 @@ pub fn enter(config: &MonitorConfig) -> Result<(), Error> {
                 config
                     .memory
                     .size_mib
+                    .saturating_add(config.slots.hotplug_mib)
                     .saturating_mul(1 << 20)
                     .saturating_add(SAVED_TRAILER),
             ),

@@ -40,7 +40,7 @@ fn nothing_runs_before_it_is_asked_for_and_nothing_boots_twice() {
         let metrics = ask!(monitor, metrics).unwrap();
         assert_eq!(metrics.vcpus[0].ports, 3);
         let names: Vec<_> = metrics.devices.iter().map(|d| d.name.clone()).collect();
-        assert_eq!(names, ["blk-root", "rng"]);
+        assert_eq!(names, ["pmem-root", "rng"]);
         ask!(monitor, resume).unwrap();
     }
     ask!(monitor, shut_down).unwrap();
@@ -135,9 +135,9 @@ fn the_walls_stand_before_the_guest_runs() {
     assert_eq!(
         names,
         [
-            "blk-root",
             "isopod-vmm",
             "lifeline",
+            "pmem-root",
             "rng",
             "vcpu-0",
             "vcpu-1"

@@ -71,7 +71,7 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// For a queue of `queue_size`; to be made by the device's thread. `also` is watched with it.
+    /// For a queue of `queue_size`. `also` is watched with it.
     pub fn new(queue_size: u16, also: BorrowedFd<'_>) -> io::Result<Self> {
         let ring = TransferRing::new(MAX_RUNNING)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -119,6 +119,15 @@ impl Flight {
     /// Waits until everything is done, and only to be [taken](Self::done).
     pub fn wait(&mut self) -> io::Result<()> {
         self.ring.wait()
+    }
+
+    /// Waits until everything is done and forgets it; nothing is on its way afterwards. False when it
+    /// cannot be waited for.
+    pub fn abandon(&mut self) -> bool {
+        let waited = self.wait().is_ok();
+        while self.ring.completed().is_some() {}
+        self.pending.fill_with(|| None);
+        waited
     }
 
     /// A request that is done.

@@ -25,8 +25,8 @@ use std::{
 };
 
 use isopod_virtio::{
-    Activation, ChainLimits, ConfigSpace, Device, DeviceCounters, DeviceError, DeviceStateError,
-    DeviceType, Event, Rings, feature,
+    ChainLimits, ConfigSpace, Device, DeviceCounters, DeviceError, DeviceStateError, DeviceType,
+    Event, Rings, feature,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
@@ -111,7 +111,7 @@ pub struct Blk {
     disk: Option<Disk>,
     limiter: Limiter,
     timer: Timer,
-    /// Of an active device whose engine it is.
+    /// If it is the engine. Made before the device's thread is confined, so that this thread makes none.
     flight: Option<Flight>,
     counters: Counters,
 }
@@ -137,14 +137,29 @@ impl Blk {
         if config.serial.len() > VIRTIO_BLK_ID_BYTES as usize {
             return Err(BlkError::Serial(config.serial));
         }
+        let timer = Timer::new().map_err(BlkError::Timer)?;
+        let flight = match config.engine {
+            Engine::OneByOne => None,
+            Engine::SideBySide => Flight::new(QUEUE_SIZE, timer.as_fd())
+                .inspect_err(
+                    |error| tracing::warn!(%error, "blk: no io_uring; one request after another"),
+                )
+                .ok(),
+        };
         Ok(Self {
             limiter: Limiter::new(config.rate, Instant::now()),
             config,
             disk: None,
-            timer: Timer::new().map_err(BlkError::Timer)?,
-            flight: None,
+            timer,
+            flight,
             counters: Counters::default(),
         })
+    }
+
+    /// Whether a disk is in the slot.
+    #[must_use]
+    pub fn has_disk(&self) -> bool {
+        self.disk.is_some()
     }
 
     /// Puts a disk into the slot, in place of the one that is there.
@@ -254,16 +269,6 @@ impl Device for Blk {
         space
     }
 
-    fn activate(&mut self, _activation: &Activation<'_>) -> Result<(), DeviceError> {
-        if self.config.engine == Engine::SideBySide {
-            match Flight::new(QUEUE_SIZE, self.timer.as_fd()) {
-                Ok(flight) => self.flight = Some(flight),
-                Err(error) => tracing::warn!(%error, "blk: no io_uring; one request after another"),
-            }
-        }
-        Ok(())
-    }
-
     fn handle(&mut self, _event: Event, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
         self.land(rings)?;
         let Self {
@@ -340,8 +345,11 @@ impl Device for Blk {
             counters: _,
         } = self;
         timer.stop();
-        // Waits for what is on its way: it touches the guest's memory.
-        *flight = None;
+        // What is on its way touches the guest's memory: waited for, and in vain only if the ring is of no
+        // use any more.
+        if flight.as_mut().is_some_and(|flight| !flight.abandon()) {
+            *flight = None;
+        }
     }
 
     fn host_events(&self) -> Option<BorrowedFd<'_>> {

@@ -101,6 +101,13 @@ impl Console {
         interactive.set_peer(peer, &self.epoll);
     }
 
+    /// Whether somebody is at the interactive port.
+    #[must_use]
+    pub fn is_attended(&self) -> bool {
+        let [_, interactive] = &self.ports;
+        interactive.is_open()
+    }
+
     /// The last lines of the log.
     pub fn tail(&self) -> String {
         let [log, _] = &self.ports;

@@ -221,6 +221,12 @@ impl Net {
         offloads.map_err(system("set the tap device's offloads"))
     }
 
+    /// Whether the link is up.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.link.is_up()
+    }
+
     /// Takes the link down.
     pub fn disconnect(&mut self) {
         self.link.close();

@@ -1,8 +1,9 @@
 //! The device: queues to packets and back.
 
 use std::{
+    collections::BTreeMap,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixListener,
     },
     time::{Duration, Instant},
@@ -16,7 +17,7 @@ use smallvec::SmallVec;
 
 use super::{
     callers::Callers,
-    host::{EVENTS, Source, UnixHost},
+    host::{EVENTS, Source, UnixHost, Way},
     interface::{
         Cause, Signals, VsockConfig, VsockError, VsockQueueCounters, VsockQueues, VsockState,
     },
@@ -87,18 +88,39 @@ impl VsockDevice {
     /// # Errors
     /// A reserved context id, or no descriptors.
     pub fn new(config: VsockConfig, listener: UnixListener) -> Result<Self, VsockError> {
-        if config.guest_cid < 3 || config.guest_cid == u32::MAX {
-            return Err(VsockError::ReservedCid(config.guest_cid));
+        Self::meeting(
+            config.guest_cid,
+            listener,
+            Way::Directory(config.connect_dir),
+        )
+    }
+
+    /// As [`new`](Self::new), for a process that can reach no socket by a path: a guest can connect to the
+    /// ports that have a channel here, one end of a `SOCK_SEQPACKET` pair. One end of each connection is
+    /// sent over it as `SCM_RIGHTS` with one byte; while the channel is full, the guest waits.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_channels(
+        guest_cid: u32,
+        listener: UnixListener,
+        channels: BTreeMap<u32, OwnedFd>,
+    ) -> Result<Self, VsockError> {
+        Self::meeting(guest_cid, listener, Way::Channels(channels))
+    }
+
+    fn meeting(guest_cid: u32, listener: UnixListener, way: Way) -> Result<Self, VsockError> {
+        if guest_cid < 3 || guest_cid == u32::MAX {
+            return Err(VsockError::ReservedCid(guest_cid));
         }
-        let host = UnixHost::new(config.connect_dir)
-            .map_err(|(act, source)| VsockError::Host { act, source })?;
+        let host = UnixHost::new(way).map_err(|(act, source)| VsockError::Host { act, source })?;
         let callers = Callers::new(listener).map_err(|source| VsockError::Host {
             act: "make the listener non-blocking",
             source,
         })?;
         Ok(Self {
-            guest_cid: config.guest_cid,
-            muxer: Muxer::new(config.guest_cid, host),
+            guest_cid,
+            muxer: Muxer::new(guest_cid, host),
             callers,
             reset_event_due: false,
             stalled: false,

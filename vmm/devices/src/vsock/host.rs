@@ -1,13 +1,15 @@
 //! The host's side: epoll, the timer, and sockets of host programs to connect to.
 
 use std::{
+    collections::BTreeMap,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -15,7 +17,10 @@ use isopod_memory::{GuestSlice, socket};
 use rustix::{
     event::epoll::{self, EventData, EventFlags},
     io::Errno,
-    net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType},
+    net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+        SocketFlags, SocketType,
+    },
     time::{
         Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
         timerfd_settime,
@@ -80,7 +85,16 @@ pub struct UnixHost {
     timer: OwnedFd,
     /// When the timer will fire.
     timer_at: Option<Instant>,
-    connect_dir: PathBuf,
+    way: Way,
+}
+
+/// How the guest's connections reach programs of the host.
+#[derive(Debug)]
+pub enum Way {
+    /// By the sockets `vsock_P` of a directory.
+    Directory(PathBuf),
+    /// By one end of a socket pair, sent with one byte over the channel that belongs to the port.
+    Channels(BTreeMap<u32, OwnedFd>),
 }
 
 impl UnixHost {
@@ -88,7 +102,7 @@ impl UnixHost {
     ///
     /// # Errors
     /// The system's, with what was attempted.
-    pub fn new(connect_dir: PathBuf) -> Result<Self, (&'static str, io::Error)> {
+    pub fn new(way: Way) -> Result<Self, (&'static str, io::Error)> {
         let attempt = |act: &'static str| move |errno: Errno| (act, io::Error::from(errno));
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(attempt("create an epoll"))?;
@@ -101,7 +115,7 @@ impl UnixHost {
             epoll,
             timer,
             timer_at: None,
-            connect_dir,
+            way,
         };
         host.add(Source::Timer, &host.timer, EventFlags::IN)
             .map_err(|error| ("watch a timer", error))?;
@@ -199,17 +213,15 @@ impl Host for UnixHost {
     type Stream = UnixStream;
 
     fn connect(&mut self, port: u32) -> Result<UnixStream, ConnectError> {
-        let path = self.connect_dir.join(format!("vsock_{port}"));
-        let attempt = || {
-            let address = SocketAddrUnix::new(&path)?;
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let socket =
-                rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            rustix::net::connect(&socket, &address)?;
-            Ok(UnixStream::from(socket))
+        let attempt = match &self.way {
+            Way::Directory(directory) => connect_to(&directory.join(format!("vsock_{port}"))),
+            Way::Channels(channels) => match channels.get(&port) {
+                Some(channel) => hand_over(channel),
+                None => return Err(ConnectError::Refused),
+            },
         };
-        attempt().map_err(|errno| match errno {
-            // What a non-blocking connect says when the listen queue is full.
+        attempt.map_err(|errno| match errno {
+            // What a non-blocking socket says when the listen queue or the channel is full.
             Errno::AGAIN => ConnectError::Busy,
             _ => ConnectError::Refused,
         })
@@ -224,6 +236,34 @@ impl Host for UnixHost {
         epoll::modify(&self.epoll, stream, data, interest(room) | EventFlags::ET)
             .map_err(Into::into)
     }
+}
+
+const NEW_SOCKET: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
+
+fn connect_to(path: &Path) -> Result<UnixStream, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, NEW_SOCKET, None)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket.into())
+}
+
+/// Makes a connection and sends the other end of it, which is a blocking stream.
+fn hand_over(channel: &OwnedFd) -> Result<UnixStream, Errno> {
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    let theirs = [theirs.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&theirs));
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(channel, &[IoSlice::new(&[0])], &mut ancillary, flags)?;
+    Ok(ours.into())
 }
 
 /// Room is asked for only while something waits for it: a stream socket would report it whenever its
@@ -262,7 +302,55 @@ impl HostStream for UnixStream {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
     use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let kind = SocketType::SEQPACKET;
+        rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    fn received(channel: &OwnedFd) -> UnixStream {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let mut room = [io::IoSliceMut::new(&mut byte)];
+        rustix::net::recvmsg(channel, &mut room, &mut ancillary, RecvFlags::empty()).unwrap();
+        let mut messages = ancillary.drain();
+        match messages.next() {
+            Some(RecvAncillaryMessage::ScmRights(mut rights)) => rights.next().unwrap().into(),
+            _ => panic!("no descriptor came"),
+        }
+    }
+
+    #[test]
+    fn a_connection_is_handed_over_on_its_ports_channel() {
+        let (ours, theirs) = pair();
+        let mut host = UnixHost::new(Way::Channels([(70, theirs)].into())).unwrap();
+        assert_eq!(host.connect(71).unwrap_err(), ConnectError::Refused);
+        for text in [b"one", b"two"] {
+            let mut here = host.connect(70).unwrap();
+            let mut there = received(&ours);
+            here.write_all(text).unwrap();
+            let mut seen = [0; 3];
+            there.read_exact(&mut seen).unwrap();
+            assert_eq!(&seen, text);
+            let empty = here.read(&mut seen).unwrap_err();
+            assert_eq!(
+                empty.kind(),
+                io::ErrorKind::WouldBlock,
+                "ours does not wait"
+            );
+        }
+        // Nobody takes them, and then nobody is there.
+        let busy = (0..100_000).find_map(|_| host.connect(70).err());
+        assert_eq!(busy, Some(ConnectError::Busy));
+        drop(ours);
+        assert_eq!(host.connect(70).unwrap_err(), ConnectError::Refused);
+    }
 
     #[test]
     fn sources_survive_the_way_through_epoll() {

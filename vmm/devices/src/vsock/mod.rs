@@ -4,7 +4,8 @@
 //! - a host program connects to the device's listening socket and sends `CONNECT <port>\n`; once the
 //!   guest has accepted it gets `OK <host port>\n`, and from then on the stream is the connection;
 //! - a guest that connects to host port P reaches the AF_UNIX socket `<connect_dir>/vsock_P`, or is
-//!   reset if nobody listens there.
+//!   reset if nobody listens there. In a process that has no directory, one end of the connection is sent
+//!   over the channel that the port was given ([`VsockDevice::with_channels`]).
 //!
 //! ```text
 //!            guest                         device                              host

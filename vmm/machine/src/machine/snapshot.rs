@@ -65,9 +65,9 @@ impl Builder {
     ) -> Result<Self, MachineError> {
         // Pages of a file are small.
         let memory = if sharing == Sharing::Private && !config.huge_pages {
-            saved::map(memory, &ram::ranges(config.memory_mib)?)?
+            saved::map(memory, &ram::ranges(config.memory_mib, config.hotplug_mib)?)?
         } else {
-            let ram = ram::make(config.memory_mib, config.huge_pages)?;
+            let ram = ram::make(config.memory_mib, config.hotplug_mib, config.huge_pages)?;
             saved::load(&ram, memory)?;
             ram
         };

@@ -11,10 +11,11 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{
-    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, SnapshotDescriptors,
-    StateDescriptors,
+    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig,
+    SnapshotDescriptors, StateDescriptors,
 };
 use isopod_control::monitor_ttrpc::MonitorClient;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use ttrpc::asynchronous::{Client, transport::Socket};
 
 /// Where the test kernels are loaded and entered.
@@ -63,6 +64,8 @@ pub struct Monitor {
     pub control: MonitorClient,
     pub console: UnixStream,
     pub lifeline: Option<PipeWriter>,
+    /// Descriptors on their way.
+    pub parcels: OwnedFd,
     pub runtime: tokio::runtime::Runtime,
 }
 
@@ -86,13 +89,15 @@ impl Files {
 }
 
 /// What a monitor is started with.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Wanted<'a> {
     pub code: &'a [u8],
     pub cpus: u32,
     pub memory_mib: u64,
     pub save: Option<&'a Files>,
     pub restore: Option<&'a Files>,
+    /// None but those that every machine has, if there is none.
+    pub slots: Option<&'a SlotsConfig>,
 }
 
 pub fn start(code: &[u8], cpus: u32) -> Option<Monitor> {
@@ -100,8 +105,7 @@ pub fn start(code: &[u8], cpus: u32) -> Option<Monitor> {
         code,
         cpus,
         memory_mib: 64,
-        save: None,
-        restore: None,
+        ..Wanted::default()
     })
 }
 
@@ -113,6 +117,7 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
         memory_mib,
         save,
         restore,
+        slots,
     } = wanted;
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let kvm = match kvm {
@@ -142,8 +147,10 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
         },
         command_line: vec!["quiet".into()],
         emulated_supervisor: true,
+        root: RootConfig::Pmem,
         fs: None,
         vsock: None,
+        slots: slots.cloned().unwrap_or_default(),
         uid: UID,
         gid: UID,
         descriptors: MonitorDescriptors {
@@ -152,6 +159,7 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
             image: 5,
             fs: None,
             vsock: None,
+            vsock_host: None,
             snapshot: SnapshotDescriptors {
                 restore: restore.map(|_| StateDescriptors {
                     state: 9,
@@ -164,6 +172,7 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
             },
             console: 6,
             control: 7,
+            parcels: Some(13),
             lifeline: 8,
         },
     };
@@ -187,6 +196,17 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
         let both = files.map(Files::descriptors);
         (first..).zip(both.into_iter().flatten())
     });
+    let (parcels, parcels_theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let mappings = mappings.chain([FdMapping {
+        parent_fd: parcels_theirs,
+        child_fd: 13,
+    }]);
     let mappings = mappings.chain(files.map(|(child_fd, parent_fd)| FdMapping {
         parent_fd,
         child_fd,
@@ -217,14 +237,16 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
         control,
         console,
         lifeline: Some(lifeline),
+        parcels,
         runtime,
     })
 }
 
 macro_rules! ask {
-    ($monitor:expr, $call:ident) => {{
+    ($monitor:expr, $call:ident) => {{ ask!($monitor, $call, isopod_control::monitor::Empty::new()) }};
+    ($monitor:expr, $call:ident, $request:expr) => {{
         let context = ttrpc::context::with_duration($crate::rig::LIMIT);
-        let request = isopod_control::monitor::Empty::new();
+        let request = $request;
         let call = $monitor.control.$call(context, &request);
         $monitor.runtime.block_on(call)
     }};

@@ -9,13 +9,18 @@ use std::{
     time::Duration,
 };
 
-use isopod_config::{CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors};
+use isopod_config::{
+    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig,
+};
 use isopod_jail::{
     attempts::{self, Attempt, Targets, jailed},
     seccomp::Filter,
     violation,
 };
-use isopod_vmm::{filter::Filters, walls};
+use isopod_vmm::{
+    filter::{self, Filters},
+    walls,
+};
 
 const UID: u32 = 64_998;
 
@@ -26,25 +31,23 @@ pub const FACTS: &[&str] = &["host name: isopod", "parent: none", "process: 1"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Vcpu,
-    Device,
+    Device(filter::Kind),
     Watchdog,
     Lifeline,
     Main,
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [
-        Self::Vcpu,
-        Self::Device,
-        Self::Watchdog,
-        Self::Lifeline,
-        Self::Main,
-    ];
+    pub fn all() -> Vec<Self> {
+        let others = [Self::Vcpu, Self::Watchdog, Self::Lifeline, Self::Main];
+        let devices = filter::Kind::ALL.map(Self::Device);
+        [&others[..], &devices].concat()
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Vcpu => "vcpu",
-            Self::Device => "device",
+            Self::Device(kind) => kind.name(),
             Self::Watchdog => "watchdog",
             Self::Lifeline => "lifeline",
             Self::Main => "main",
@@ -55,7 +58,7 @@ impl Kind {
         let filters = Filters::compile(false).unwrap();
         match self {
             Self::Vcpu => filters.vcpu,
-            Self::Device => filters.device,
+            Self::Device(kind) => filters.device(kind),
             Self::Watchdog => filters.watchdog,
             Self::Lifeline => filters.lifeline,
             Self::Main => filters.main,
@@ -67,7 +70,6 @@ impl Kind {
 const KVM: &[(&str, u32)] = &[
     ("another machine", 0xae01),
     ("another vCPU", 0xae41),
-    ("memory for the guest", 0x4020_ae46),
     ("another interrupt", 0x4020_ae76),
     ("another doorbell", 0x4040_ae79),
     ("capabilities of KVM", 0x4068_aea3),
@@ -75,6 +77,9 @@ const KVM: &[(&str, u32)] = &[
     ("model-specific registers", 0x4008_ae89),
     ("a debugger", 0x4048_ae9b),
 ];
+
+/// Those of the thread only that adds memory.
+const SLOTS: &[(&str, u32)] = &[("memory for the guest", 0x4020_ae46)];
 
 /// Those of a vCPU's thread only.
 const VCPU: &[(&str, u32)] = &[
@@ -96,6 +101,9 @@ pub fn forbidden(kind: Kind, targets: Targets) -> Vec<Attempt> {
     if kind != Kind::Vcpu {
         requests.extend(VCPU);
     }
+    if kind != Kind::Device(filter::Kind::Memory) {
+        requests.extend(SLOTS);
+    }
     let request = |(name, number)| attempts::request(name, number, targets);
     let mut attempts = all(targets);
     attempts.extend(requests.into_iter().map(request));
@@ -111,7 +119,7 @@ pub fn run(targets: Targets, arguments: &[String]) {
     let [kind, act, rest @ ..] = arguments else {
         panic!("{arguments:?}");
     };
-    let kind = Kind::ALL.into_iter().find(|k| k.name() == kind);
+    let kind = Kind::all().into_iter().find(|k| k.name() == kind);
     walls::enter(&config()).unwrap();
     violation::report("test: ".to_owned()).unwrap();
     if let Some(kind) = kind {
@@ -179,8 +187,10 @@ fn config() -> MonitorConfig {
         },
         command_line: Vec::new(),
         emulated_supervisor: true,
+        root: RootConfig::Blk,
         fs: None,
         vsock: None,
+        slots: SlotsConfig::default(),
         uid: UID,
         gid: UID,
         descriptors: MonitorDescriptors {
@@ -190,8 +200,10 @@ fn config() -> MonitorConfig {
             fs: None,
             vsock: None,
             snapshot: isopod_config::SnapshotDescriptors::default(),
+            vsock_host: None,
             console: 6,
             control: 7,
+            parcels: None,
             lifeline: 8,
         },
     }

@@ -33,16 +33,21 @@ fn main() -> ExitCode {
         Trial::test("walls_hold_without_the_filters", walls_hold),
         Trial::test("the_hosts_network_is_out_of_reach", network),
     ];
-    for kind in Kind::ALL {
-        let name = format!("a_{}_thread_is_ended_at_each_attempt", kind.name());
+    for kind in Kind::all() {
+        let name = format!("a_{}_thread_is_ended_at_each_attempt", named(kind));
         trials.push(Trial::test(name, move || each_attempt_is_deadly(kind)));
-        let name = format!("a_{}_thread_may_work", kind.name());
+        let name = format!("a_{}_thread_may_work", named(kind));
         trials.push(Trial::test(name, move || work_is_no_violation(kind)));
     }
     let trials = trials
         .into_iter()
         .map(|trial| trial.with_ignored_flag(!root));
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
+
+/// In the name of a test.
+fn named(kind: Kind) -> String {
+    kind.name().replace([' ', '-'], "_")
 }
 
 fn start(arguments: &[&str]) -> Result<Ended, Failed> {

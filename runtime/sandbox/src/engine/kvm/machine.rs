@@ -10,7 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use command_fds::{CommandFdExt, FdMapping};
-use isopod_config::{MonitorConfig, MonitorDescriptors, SnapshotDescriptors};
+use isopod_config::{
+    MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig, SnapshotDescriptors,
+};
 use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
@@ -31,12 +33,14 @@ const DESCRIPTORS: MonitorDescriptors = MonitorDescriptors {
     image: 5,
     fs: Some(6),
     vsock: Some(7),
+    vsock_host: None,
     snapshot: SnapshotDescriptors {
         restore: None,
         save: None,
     },
     console: 8,
     control: 9,
+    parcels: None,
     lifeline: 10,
 };
 const FS_FD: i32 = 6;
@@ -67,8 +71,10 @@ fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
         memory: vm.memory,
         command_line: vm.kernel.command_line.clone(),
         emulated_supervisor: found.emulated_supervisor,
+        root: RootConfig::Blk,
         fs: Some(vm.fs.clone()),
         vsock: Some(vm.vsock),
+        slots: SlotsConfig::default(),
         uid: plan.settings.jail.uid,
         gid: plan.settings.jail.gid,
         descriptors: DESCRIPTORS,

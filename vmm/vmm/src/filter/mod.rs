@@ -3,13 +3,18 @@
 //! | thread | faces | may |
 //! |---|---|---|
 //! | `vcpu-N` | the guest's every access | run its vCPU, signal eventfds, write the console |
-//! | devices | the guest's rings | read and write what they hold, wait, signal |
+//! | a device's | the guest's rings | read and write what it holds, wait, signal: [`devices`], a table for each kind |
 //! | `watchdog` | nobody | cut off a back end that hangs |
 //! | `lifeline` | the owner | wait, end the process |
-//! | main | the owner | serve the control socket, kick vCPUs |
+//! | main | the owner | serve the control socket, take descriptors, kick vCPUs |
 //!
 //! None opens, connects, executes or starts anything.
 
+mod devices;
+
+use std::collections::HashMap;
+
+pub use devices::Kind;
 use isopod_jail::{
     Error,
     seccomp::{Argument, Call, Check, Filter, Mode},
@@ -109,33 +114,6 @@ const VCPU: &[Call] = requests!(
     GET_XSAVE, SET_XSAVE, GET_XCRS,
 );
 
-/// Devices of this process; those that another serves only speak to it.
-const DEVICE: &[Call] = &[
-    Call::any(libc::SYS_preadv, "the guest image, read-only"),
-    Call::any(libc::SYS_epoll_wait, WAIT),
-    Call::any(libc::SYS_epoll_pwait, WAIT),
-    Call::any(
-        libc::SYS_epoll_ctl,
-        "a device's own descriptors come and go",
-    ),
-    Call::any(libc::SYS_poll, WAIT),
-    Call::any(libc::SYS_ppoll, WAIT),
-    Call::any(libc::SYS_sendmsg, "vhost-user, to the back end"),
-    Call::any(libc::SYS_recvmsg, "vhost-user, from the back end"),
-    Call::any(libc::SYS_recvfrom, "whether the back end is still there"),
-    Call::any(libc::SYS_sendto, "vhost-user, to the back end"),
-    Call::any(libc::SYS_timerfd_settime, "rate limits"),
-    Call::with(
-        libc::SYS_fcntl,
-        &[is(1, libc::F_DUPFD_CLOEXEC as u32)],
-        "doorbells for the back end",
-    ),
-    Call::any(
-        libc::SYS_eventfd2,
-        "a queue's error descriptor for the back end",
-    ),
-];
-
 /// The control socket.
 const MAIN: &[Call] = &[
     Call::any(libc::SYS_epoll_wait, WAIT),
@@ -149,6 +127,33 @@ const MAIN: &[Call] = &[
     Call::any(libc::SYS_shutdown, "the control socket"),
     Call::any(libc::SYS_clock_nanosleep, RUNTIME),
     Call::any(libc::SYS_getrusage, "how long a boot took"),
+    Call::with(
+        libc::SYS_statx,
+        &[Argument {
+            index: 2,
+            check: Check::Masked {
+                mask: libc::AT_EMPTY_PATH as u32,
+                value: libc::AT_EMPTY_PATH as u32,
+            },
+        }],
+        "whether a descriptor that came is a disk; paths lead nowhere",
+    ),
+    Call::any(libc::SYS_lseek, "how long a disk that came is"),
+    Call::with(
+        libc::SYS_getsockopt,
+        &[is(1, libc::SOL_SOCKET as u32), is(2, libc::SO_TYPE as u32)],
+        "whether a descriptor that came is a stream",
+    ),
+    Call::with(
+        libc::SYS_ioctl,
+        &[is(1, libc::FIONBIO as u32)],
+        "a stream that came does not hold up the console's thread",
+    ),
+    Call::with(
+        libc::SYS_fcntl,
+        &[is(1, libc::F_DUPFD_CLOEXEC as u32)],
+        "its two directions",
+    ),
     // The first real-time signal that the C library leaves free.
     Call::with(libc::SYS_tgkill, &[is(2, 34)], "kicks vCPUs"),
 ];
@@ -186,8 +191,8 @@ const WATCHDOG: &[Call] = &[Call::any(libc::SYS_shutdown, "a back end that hangs
 pub struct Filters {
     /// Of each vCPU's thread.
     pub vcpu: Filter,
-    /// Of each device's thread.
-    pub device: Filter,
+    /// Of devices' threads.
+    devices: HashMap<Kind, Filter>,
     /// Of the thread that watches the back ends.
     pub watchdog: Filter,
     /// Of the thread that waits for the owner's end.
@@ -206,9 +211,16 @@ impl Filters {
             let table: Vec<Call> = tables.concat();
             Filter::compile(name, Mode::Allow, &table)
         };
+        let device = |kind: Kind| {
+            let tables = [&[COMMON], kind.tables()].concat();
+            Ok((kind, filter(kind.name(), &tables)?))
+        };
         Ok(Self {
             vcpu: filter("vcpu", &[COMMON, VCPU])?,
-            device: filter("device", &[COMMON, DEVICE])?,
+            devices: Kind::ALL
+                .into_iter()
+                .map(device)
+                .collect::<Result<_, Error>>()?,
             watchdog: filter("watchdog", &[COMMON, WATCHDOG])?,
             lifeline: filter("lifeline", &[COMMON, LIFELINE])?,
             main: match saves {
@@ -217,30 +229,45 @@ impl Filters {
             },
         })
     }
+
+    /// Of a device's thread.
+    ///
+    /// # Panics
+    /// Never: every kind was compiled.
+    #[must_use]
+    pub fn device(&self, kind: Kind) -> Filter {
+        self.devices[&kind].clone()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn all() -> Vec<Call> {
+        let mut all = [
+            COMMON, VCPU, MAIN, PAUSE, SAVE, SAVE_FILES, WATCHDOG, LIFELINE,
+        ]
+        .concat();
+        for kind in Kind::ALL {
+            all.extend(kind.tables().concat());
+        }
+        all
+    }
+
     #[test]
     fn tables_compile_and_say_why() {
-        Filters::compile(true).unwrap();
-        for call in [
-            COMMON, VCPU, DEVICE, MAIN, PAUSE, SAVE, SAVE_FILES, WATCHDOG, LIFELINE,
-        ]
-        .concat()
-        {
+        let filters = Filters::compile(true).unwrap();
+        for kind in Kind::ALL {
+            let _filter = filters.device(kind);
+        }
+        for call in all() {
             assert!(!call.reason.is_empty(), "{call:?}");
         }
     }
 
     #[test]
     fn no_thread_opens_executes_or_connects() {
-        let all = [
-            COMMON, VCPU, DEVICE, MAIN, PAUSE, SAVE, SAVE_FILES, WATCHDOG, LIFELINE,
-        ]
-        .concat();
         for forbidden in [
             libc::SYS_open,
             libc::SYS_openat,
@@ -252,13 +279,24 @@ mod tests {
             libc::SYS_fork,
             libc::SYS_socket,
             libc::SYS_connect,
+            libc::SYS_bind,
             libc::SYS_ptrace,
             libc::SYS_prctl,
             libc::SYS_unshare,
             libc::SYS_mount,
             libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
         ] {
-            assert!(!all.iter().any(|call| call.number == forbidden));
+            assert!(!all().iter().any(|call| call.number == forbidden));
+        }
+    }
+
+    #[test]
+    fn ioctl_and_fcntl_are_always_bound_to_a_request() {
+        for call in all() {
+            if [libc::SYS_ioctl, libc::SYS_fcntl].contains(&call.number) {
+                assert!(call.arguments.iter().any(|a| a.index == 1), "{call:?}");
+            }
         }
     }
 }
