@@ -1,12 +1,13 @@
 //! `isopod-bench`: how fast and how small, as a table and as JSON in `target/bench/`.
 //!
-//! Runs in a bed like any case. Arguments select sections by name (start, tasks, memory, files, channel); none:
+//! Runs in a bed like any case. Arguments select sections by name (start, tasks, memory, files, channel, monitor); none:
 //! all. `ISOPOD_BENCH_ROUNDS` is the number of starts (default 9).
 #![forbid(unsafe_code)]
 
 mod channel;
 mod files;
 mod memory;
+mod monitor;
 mod peer;
 mod start;
 mod table;
@@ -34,6 +35,7 @@ const SECTIONS: &[Section] = &[
     ("memory", memory::measure),
     ("files", files::measure),
     ("channel", channel::measure),
+    ("monitor", monitor::measure),
 ];
 
 fn main() -> ExitCode {

@@ -55,7 +55,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "vmm/config",
         ],
     ),
-    ("tests", &["tests/guest-probe"]),
+    ("tests", &["tests/guest-probe", "vmm/config", "vmm/control"]),
     ("tests/guest-probe", &[]),
     ("xtask", &[]),
 ];
