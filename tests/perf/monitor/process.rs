@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{
-    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, SnapshotDescriptors,
-    StateDescriptors,
+    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig,
+    SnapshotDescriptors, StateDescriptors,
 };
 use isopod_control::{
     monitor::{BootResponse, Empty, SaveResponse},
@@ -185,8 +185,11 @@ fn config(memory_mib: u64, snapshot: SnapshotDescriptors) -> MonitorConfig {
         // At the end of its boot the kernel says that there is no such program.
         command_line: vec!["quiet".to_owned(), format!("init={NO_PROGRAM}")],
         emulated_supervisor: true,
+        // A file of the host's, whatever the kernel knows of pmem.
+        root: RootConfig::Blk,
         fs: None,
         vsock: None,
+        slots: SlotsConfig::default(),
         uid: UID,
         gid: UID,
         descriptors: MonitorDescriptors {
@@ -195,9 +198,11 @@ fn config(memory_mib: u64, snapshot: SnapshotDescriptors) -> MonitorConfig {
             image: 5,
             fs: None,
             vsock: None,
+            vsock_host: None,
             snapshot,
             console: 6,
             control: 7,
+            parcels: None,
             lifeline: 8,
         },
     }
