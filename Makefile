@@ -23,9 +23,10 @@ PACKAGES := bc bison busybox-static ca-certificates containerd cpio e2fsprogs er
 export ISOPOD_BIN_DIR := $(abspath $(BIN_DIR))
 export ISOPOD_KERNEL  := $(abspath $(GUEST_DIR)/vmlinux)
 export ISOPOD_IMAGE   := $(abspath $(GUEST_DIR)/guest.erofs)
+export ISOPOD_SELFTEST_IMAGE := $(abspath $(GUEST_DIR)/selftest.erofs)
 export ISOPOD_ENGINE  := $(ENGINE)
 
-.PHONY: help deps build host agent kernel image guest newer-containerd demo test lint bench install clean
+.PHONY: help deps build host agent kernel image guest selftest newer-containerd demo test lint bench install clean
 
 help:
 	@echo 'make demo [ENGINE=auto|kvm|qemu]   run an OCI image in a virtual machine of its own, with private containerd'
@@ -68,6 +69,13 @@ image: agent
 
 guest: kernel image
 
+# An image whose agent tests the guest's devices, for a test: never shipped, hence a target of its own.
+selftest: deps
+	mkdir -p $(GUEST_DIR)
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile guest --target $(TRIPLE) \
+	  --target-dir $(TARGET_DIR)/guest-selftest --package isopod-agent --features selftest
+	rootfs-builder/build $(TARGET_DIR)/guest-selftest/$(TRIPLE)/guest/isopod-agent $(GUEST_DIR)/selftest.erofs
+
 demo: build
 	cargo run --quiet --locked --profile $(PROFILE) --package isopod-tests --bin isopod-demo
 
@@ -76,7 +84,7 @@ demo: build
 newer-containerd: deps
 	tests/newer-containerd $(TARGET_DIR)/newer-containerd || echo 'cases that need it will be skipped'
 
-test: build newer-containerd
+test: build selftest newer-containerd
 	guest-kernel/test $(GUEST_DIR)/config
 	rootfs-builder/test $(AGENT)
 	cargo xtask test $(TESTS)

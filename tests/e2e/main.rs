@@ -12,6 +12,7 @@ mod kvm;
 mod limits;
 mod pods;
 mod posix;
+mod selftest;
 mod streams;
 mod survival;
 mod tasks;
@@ -39,6 +40,7 @@ const SUITE: Suite = Suite {
         ("guest", guest::CASES),
         ("identity", identity::CASES),
         ("kvm", kvm::CASES),
+        ("selftest", selftest::CASES),
         ("streams", streams::CASES),
         ("terminal", terminal::CASES),
     ],

@@ -20,6 +20,8 @@ pub enum Need {
     NewerContainerd,
     /// Debian's virtio-fs server, to compare with.
     Virtiofsd,
+    /// `isopod-vmm` and an image whose agent tests its devices (`make selftest`).
+    SelfTest,
     /// `/dev/kvm`, whoever runs a guest's kernel behind it.
     Kvm,
 }
@@ -33,6 +35,8 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// The guest image (`ISOPOD_IMAGE`).
     pub image: PathBuf,
+    /// A guest image whose agent tests its devices (`ISOPOD_SELFTEST_IMAGE`).
+    pub selftest_image: PathBuf,
     /// The engine that the settings name (`ISOPOD_ENGINE`).
     pub engine: String,
     /// Holds containerd and ctr, when it is not the installed one (`CONTAINERD_BIN_DIR`).
@@ -61,6 +65,8 @@ impl Machine {
             bin_dir,
             kernel: env_path("ISOPOD_KERNEL").unwrap_or_else(|| guest.join("vmlinux")),
             image: env_path("ISOPOD_IMAGE").unwrap_or_else(|| guest.join("guest.erofs")),
+            selftest_image: env_path("ISOPOD_SELFTEST_IMAGE")
+                .unwrap_or_else(|| guest.join("selftest.erofs")),
             engine: env::var("ISOPOD_ENGINE").unwrap_or_else(|_| "auto".to_owned()),
             containerd_dir: env_path("CONTAINERD_BIN_DIR"),
             newer_containerd_dir: env_path("ISOPOD_NEWER_CONTAINERD")
@@ -105,6 +111,10 @@ impl Machine {
                     let qemu = self.program("qemu-system-x86_64").is_none();
                     qemu.then(|| "needs qemu-system-x86_64 in PATH".to_owned())
                 }),
+            Need::SelfTest => {
+                let path = &self.selftest_image;
+                (!path.exists()).then(|| format!("{} is not built (make selftest)", path.display()))
+            }
             Need::Cli => {
                 let path = self.bin_dir.join("isopod");
                 (!path.exists()).then(|| format!("{} is not built", path.display()))

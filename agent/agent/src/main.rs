@@ -128,6 +128,9 @@ fn serve(place: Place) -> Result<(), ServeError> {
         #[cfg(feature = "selftest")]
         if let Some(scale) = selftest::wanted() {
             selftest::run(scale);
+            while selftest::rests() {
+                std::thread::park();
+            }
             shutdown::reset();
         }
     }

@@ -1,8 +1,8 @@
 //! The guest's own test of its virtio devices (feature `selftest`, never in a shipped image).
 //!
 //! PID 1 does it in place of serving where the kernel's command line says `isopod.selftest=N`, tells the
-//! console how it went, and resets the machine. N is how much of everything: 1 for a processor that is
-//! interpreted, more for others.
+//! console how it went, and resets the machine, or rests where it says `isopod.selftest.rest` too. N is
+//! how much of everything: 1 for a processor that is interpreted, more for others.
 //!
 //! ```text
 //! each device: data there and back ─ flood ─ driver unbound and bound (a reset) ─ data again
@@ -54,6 +54,12 @@ fn expect(right: bool, told: impl FnOnce() -> String) -> Result<(), SelfTestErro
 pub(crate) fn wanted() -> Option<usize> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
     word(&line, "isopod.selftest=")?.parse().ok()
+}
+
+/// Whether the machine rests afterwards, so that the host can look at it.
+pub(crate) fn rests() -> bool {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    word(&line, "isopod.selftest.rest").is_some()
 }
 
 fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {

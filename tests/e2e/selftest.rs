@@ -1,0 +1,143 @@
+//! The guest's own view of its devices: an agent that reads, writes, floods and resets each, on the
+//! monitor with all of them.
+
+use std::{
+    fs::{self, File},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use isopod_tests::{
+    Bed, Case, Need, check_contains, check_eq,
+    process::{Background, eventually, run},
+    procfs,
+};
+
+/// The cases.
+pub const CASES: &[Case] = &[Case::isopod("each_device_of_the_monitor_passes", devices)
+    .needs(&[Need::Kvm, Need::SelfTest])
+    .within(900)
+    // An interpreted kernel beside others on the same processors takes minutes.
+    .alone()];
+
+/// Until the guest has said how it went.
+const LIMIT: Duration = Duration::from_secs(840);
+
+/// What the monitor's own memory may grow by from the first device's end to the last's.
+const GROWTH_KIB: u64 = 1024;
+
+/// The other end of the card's cable.
+const TAP: &str = "selftest0";
+
+/// Frames that the guest sends at least: 32, and 32 more after resets.
+const FRAMES: u64 = 64;
+
+/// All kinds, and what they are told to be.
+const KINDS: &[&str] = &["balloon", "blk", "mem", "net", "rng", "vsock"];
+
+fn devices(bed: &Bed) -> Result<()> {
+    let monitor = bed.machine.bin_dir.join("isopod-vmm");
+    let probed = run(
+        Command::new(&monitor).arg("probe"),
+        None,
+        Duration::from_secs(60),
+    )?
+    .ok()?
+    .out();
+    let scale = if probed.contains("\"emulated_supervisor\":true") {
+        1
+    } else {
+        16
+    };
+    let disk = bed.dir.join("selftest.disk");
+    File::create(&disk)?.set_len(16 << 20)?;
+    let mut command = Command::new(&monitor);
+    command
+        .arg("run")
+        .arg("--kernel")
+        .arg(&bed.machine.kernel)
+        .arg("--image")
+        .arg(&bed.machine.selftest_image)
+        .args(["--root", "blk", "--memory", "128", "--memory-max", "256"])
+        .args(["--balloon", "--tap", TAP, "--vsock"])
+        .arg(bed.dir.join("selftest.vsock"))
+        .arg("--disk")
+        .arg(&disk)
+        .args(["quiet", "init=/sbin/isopod-agent", "isopod.selftest.rest"])
+        .arg(format!("isopod.selftest={scale}"));
+    let mut guest = Background::start(&mut command)?;
+    let pid = guest.pid();
+
+    let first = guest.line(LIMIT, |line| line.contains("selftest: "));
+    first.context("the first device")?;
+    let before = procfs::anonymous_kib(pid)?;
+    // The last device to be tested is the card: until then its other end is down, and drops frames.
+    let up = ["link", "set", "dev", TAP, "up"];
+    run(Command::new("ip").args(up), None, Duration::from_secs(30))?.ok()?;
+    let last = guest.line(LIMIT, |line| line.contains(" passed, "));
+    let last = last.context("the last device")?;
+    let after = procfs::anonymous_kib(pid)?;
+
+    let mut kinds = Vec::new();
+    for line in guest.lines() {
+        let Some((_, told)) = line.split_once("selftest: ") else {
+            continue;
+        };
+        if let Some((kind, _)) = told.split_once(" virtio") {
+            check_contains!(told, ": passed: ");
+            kinds.push(kind.to_owned());
+        }
+    }
+    kinds.sort();
+    kinds.dedup();
+    check_eq!(kinds, KINDS);
+    check_contains!(last, " passed, 0 failed");
+    let arrived = frames()?;
+    ensure!(arrived >= FRAMES, "{arrived} frames of {FRAMES} arrived");
+    ensure!(
+        after <= before + GROWTH_KIB,
+        "the monitor's own memory grew from {before} to {after} KiB"
+    );
+    let busy = "threads of devices that rest once the guest does";
+    eventually(busy, Duration::from_secs(30), || {
+        let before = ticks(pid)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let took = ticks(pid)?.saturating_sub(before);
+        Ok((took <= 1).then_some(()))
+    })?;
+    ensure!(procfs::process(pid).is_some(), "the monitor is gone");
+    Ok(())
+}
+
+/// Frames that came out of the card.
+fn frames() -> Result<u64> {
+    let show = ["-json", "-statistics", "link", "show", "dev", TAP];
+    let shown = run(Command::new("ip").args(show), None, Duration::from_secs(30))?.ok()?;
+    let links: serde_json::Value = serde_json::from_slice(&shown.stdout)?;
+    let packets = links.pointer("/0/stats64/rx/packets");
+    let packets = packets.and_then(serde_json::Value::as_u64);
+    packets.with_context(|| format!("no count in {}", shown.out()))
+}
+
+/// Processor time of all threads but those of vCPUs, in ticks of 10 ms.
+fn ticks(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Ok(stat) = fs::read_to_string(task?.path().join("stat")) else {
+            continue;
+        };
+        // The name is in parentheses; user and system time are fields 14 and 15.
+        let Some((begin, fields)) = stat.rsplit_once(')') else {
+            continue;
+        };
+        if begin.contains("(vcpu-") {
+            continue;
+        }
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        for field in fields.iter().skip(11).take(2) {
+            sum += field.parse::<u64>()?;
+        }
+    }
+    Ok(sum)
+}
