@@ -2,6 +2,8 @@
 //!
 //! After each attack the device's thread answers, rests, and serves a driver that starts over.
 
+mod forged;
+
 use std::{
     fs::File,
     os::unix::net::{UnixDatagram, UnixListener},
