@@ -96,6 +96,36 @@ pub fn differences(text: &str) -> Result<(usize, Vec<(String, String)>)> {
     Ok((all, differing))
 }
 
+/// Calls that succeed or wait, with the state that they find and, if it is another, the one they leave.
+pub fn successes(text: &str) -> Result<Vec<(String, &'static str, Option<String>)>> {
+    let mut all = Vec::new();
+    for (call, rows) in parse(text)? {
+        for state in STATES {
+            let expected = rows.get(state).map(|row| row.expected(Runtime::Isopod));
+            let (code, after) =
+                match expected.map(|text| text.split_once(", ").unwrap_or((text, ""))) {
+                    Some((code @ ("OK" | "WAITS"), after)) => (code, after),
+                    _ => continue,
+                };
+            let after = (code == "OK" && !after.is_empty()).then(|| after.to_owned());
+            all.push((call.clone(), state, after));
+        }
+    }
+    Ok(all)
+}
+
+/// A state of the table; `None` is gone.
+pub fn status(name: Option<&str>, before: Option<api::Status>) -> Option<api::Status> {
+    let Some(text) = name else { return before };
+    let all = [
+        api::Status::CREATED,
+        api::Status::RUNNING,
+        api::Status::PAUSED,
+        api::Status::STOPPED,
+    ];
+    all.into_iter().find(|status| name_of(*status) == text)
+}
+
 /// Makes every call of the table.
 pub fn run(bed: &Bed, text: &str) -> Result<()> {
     let table = parse(text)?;
@@ -170,8 +200,12 @@ fn make(pod: &Pod<'_>, call: &str, subject: &Subject, expected: &str) -> Result<
 
 fn name(status: &Result<api::Status, Code>) -> String {
     match status {
-        Ok(status) => format!("{status:?}").to_lowercase(),
+        Ok(status) => name_of(*status),
         Err(Code::NOT_FOUND) => "gone".to_owned(),
         Err(code) => format!("state {code:?}"),
     }
+}
+
+fn name_of(status: api::Status) -> String {
+    format!("{status:?}").to_lowercase()
 }

@@ -8,6 +8,7 @@
 
 mod bundle;
 mod calls;
+mod dropped;
 mod subject;
 mod table;
 
@@ -30,6 +31,7 @@ macro_rules! groups {
             &[$((stringify!($name), include_str!(concat!("cases/", stringify!($name), ".toml")))),*];
         const CASES: &[Case] = &[
             Case::both("calls", task_calls).within(600),
+            Case::both("dropped", dropped_calls).within(600),
             $(Case::both(stringify!($name), $name).within(600).under_both_containerds()),*
         ];
     };
@@ -42,6 +44,10 @@ const CALLS: &str = include_str!("cases/calls.toml");
 
 fn task_calls(bed: &Bed) -> Result<()> {
     calls::run(bed, CALLS)
+}
+
+fn dropped_calls(bed: &Bed) -> Result<()> {
+    dropped::run(bed, CALLS)
 }
 
 const SUITE: Suite = Suite {

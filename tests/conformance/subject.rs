@@ -15,7 +15,7 @@ use isopod_tests::{
 use serde_json::{Value, json};
 
 /// The first container, which must not notice.
-const POD: &str = "pod";
+pub const POD: &str = "pod";
 const SIGCONT: u32 = 18;
 const SIGKILL: u32 = 9;
 /// The exec that a subject is, or has.
@@ -35,6 +35,16 @@ pub struct Subject {
     pub id: String,
     /// The exec, or nothing.
     pub exec: String,
+}
+
+impl Subject {
+    /// A container.
+    pub fn container(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            exec: String::new(),
+        }
+    }
 }
 
 impl<'b> Pod<'b> {
@@ -60,6 +70,16 @@ impl<'b> Pod<'b> {
         // It answers, or is gone before it could.
         let _ = self.act("Shutdown", POD, "");
         self.shim.gone()
+    }
+
+    /// The first container runs, and does what it is told.
+    pub fn notices_nothing(&self) -> Result<()> {
+        let mut caller = self.shim.caller()?;
+        check_eq!(caller.status(POD, "")?, Ok(api::Status::RUNNING), "the pod");
+        self.add(POD)?;
+        self.act("Start", POD, EXEC)?;
+        self.kill(POD, EXEC)?;
+        self.act("Delete", POD, EXEC)
     }
 
     /// Brings something into a state.
@@ -153,7 +173,7 @@ impl<'b> Pod<'b> {
     }
 
     /// A call that needs no more than names.
-    fn act(&self, call: &str, id: &str, exec: &str) -> Result<()> {
+    pub fn act(&self, call: &str, id: &str, exec: &str) -> Result<()> {
         let subject = Subject {
             id: id.to_owned(),
             exec: exec.to_owned(),
@@ -320,7 +340,7 @@ impl<'b> Pod<'b> {
                 "Exec",
                 exec(&id, "two", Some(&json!("?"))).write_to_bytes()?,
             ),
-            "Create of the same id" => {
+            "Create" | "Create of the same id" => {
                 let spec = spec_of(self.bed, &id, false)?;
                 ("Create", self.shim.creation(&id, &spec)?.write_to_bytes()?)
             }
