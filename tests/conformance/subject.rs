@@ -67,9 +67,7 @@ impl<'b> Pod<'b> {
         check_eq!(caller.status(POD, "")?, Ok(api::Status::RUNNING), "the pod");
         self.kill(POD, "")?;
         self.act("Delete", POD, "")?;
-        // It answers, or is gone before it could.
-        let _ = self.act("Shutdown", POD, "");
-        self.shim.gone()
+        self.shim.shut_down(POD)
     }
 
     /// The first container runs, and does what it is told.

@@ -16,9 +16,11 @@ pub const CASES: &[Case] = &[
     Case::both("thirty_containers_one_after_the_other", short_lives).within(240),
 ];
 
-const POD: &str = "pod";
+/// The pod, and its first container.
+pub const POD: &str = "pod";
 
-fn annotations(kind: &str) -> Value {
+/// What makes a container one of the pod.
+pub fn annotations(kind: &str) -> Value {
     json!({
         "io.kubernetes.cri.container-type": kind,
         "io.kubernetes.cri.sandbox-id": POD,
@@ -26,7 +28,7 @@ fn annotations(kind: &str) -> Value {
 }
 
 /// A container of the pod with this script; `change` makes it worse.
-fn member<'b>(
+pub fn member<'b>(
     bed: &'b Bed,
     id: &str,
     script: &str,
@@ -40,10 +42,11 @@ fn member<'b>(
     bed.container().named(id).spec(&spec)?.start([])
 }
 
-const SLEEP: &str = "exec sleep 100000";
+/// The command of one that does nothing.
+pub const SLEEP: &str = "exec sleep 100000";
 
 /// All that a guest has; of the host's, what this process may give away.
-fn all_capabilities(bed: &Bed) -> Result<u64> {
+pub fn all_capabilities(bed: &Bed) -> Result<u64> {
     if bed.runtime == Runtime::Isopod {
         return Ok((1 << 41) - 1);
     }
@@ -53,7 +56,7 @@ fn all_capabilities(bed: &Bed) -> Result<u64> {
 }
 
 /// The pod's quiet container still does what it is told, in time.
-fn is_well(quiet: &Container<'_>) -> Result<()> {
+pub fn is_well(quiet: &Container<'_>) -> Result<()> {
     check_eq!(quiet.output(["echo", "well"])?, "well");
     Ok(())
 }

@@ -18,6 +18,7 @@ mod survival;
 mod tasks;
 mod terminal;
 mod volume;
+mod withstand;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,7 @@ const SUITE: Suite = Suite {
         ("selftest", selftest::CASES),
         ("streams", streams::CASES),
         ("terminal", terminal::CASES),
+        ("withstand", withstand::CASES),
     ],
 };
 

@@ -3,11 +3,14 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use isopod_tests::{Bed, Case, Container, Runtime, check_eq, process::eventually, procfs};
+use isopod_tests::{
+    Bed, Case, Container, Runtime, check_eq, process::eventually, procfs, spec::spec,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::json;
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -15,6 +18,7 @@ pub const CASES: &[Case] = &[
     Case::both("containerd_is_killed", killed).under_both_containerds(),
     Case::both("a_task_ends_while_containerd_is_away", ends_meanwhile),
     Case::both("the_shim_is_killed", shim_killed).under_both_containerds(),
+    Case::both("poststop_runs_though_the_shim_is_killed", owed_hooks),
     Case::both(
         "the_shim_is_killed_while_containerd_is_away",
         shim_killed_meanwhile,
@@ -127,6 +131,29 @@ fn shim_killed(bed: &Bed) -> Result<()> {
     let exit = events.wait("/tasks/exit", |event| event.text("id") == container.id)?;
     check_eq!(exit.number("exit_status"), 137);
     is_gone(bed, &container)
+}
+
+/// What a first hook made, a last one removes, whoever lives to run it: once.
+fn owed_hooks(bed: &Bed) -> Result<()> {
+    let volume = bed.volume()?;
+    let said = volume.join("said");
+    let script = format!("cat >> {0}; echo >> {0}", said.display());
+    let cgroup = format!("/{}/hooked", bed.namespace);
+    let mut spec = spec(&bed.rootfs()?, &cgroup, &["sleep", "100000"]);
+    spec["hooks"] = json!({ "poststop": [{ "path": "/bin/sh", "args": ["sh", "-c", script],
+        "env": ["PATH=/usr/bin:/bin"] }] });
+    let container = bed.container().named("hooked").spec(&spec)?.start([])?;
+    kill_now(shim_of(bed)?)?;
+    let what = "the hook runs";
+    eventually(what, Duration::from_secs(60), || {
+        Ok(fs::read_to_string(&said)
+            .is_ok_and(|text| text.contains("stopped"))
+            .then_some(()))
+    })?;
+    is_gone(bed, &container)?;
+    let told = fs::read_to_string(&said)?;
+    check_eq!(told.matches("ociVersion").count(), 1, "{told}");
+    Ok(())
 }
 
 fn shim_killed_meanwhile(bed: &Bed) -> Result<()> {

@@ -1,109 +1,164 @@
-//! Calls on a running pod, as `ctr` makes them: what `ctr` itself takes is in both figures.
+//! Calls on a running pod, asked of the shims directly: nothing of a client's own time is in a figure.
 
 use std::{
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use isopod_tests::{Bed, Container, Runtime, bed::IMAGE, process};
+use isopod_tests::{
+    Bed, Runtime,
+    shim::{Caller, Empty, Shim, api},
+    spec::spec,
+};
 
 use crate::{start::median, table::Row};
 
 const ROUNDS: usize = 9;
 const PARALLEL: usize = 100;
-const LIMIT: Duration = Duration::from_secs(300);
-const KIND: &str = "io.kubernetes.cri.container-type";
-const POD: &str = "io.kubernetes.cri.sandbox-id";
+/// No further round of a measurement begins after this.
+const ENOUGH: Duration = Duration::from_secs(60);
+
+/// A shim with a container that sleeps.
+struct Pod<'b> {
+    bed: &'b Bed,
+    id: String,
+    shim: Shim<'b>,
+}
+
+/// Answers milliseconds.
+type Act<'b> = fn(&Pod<'b>) -> Result<f64>;
 
 /// Rounds alternate between the runtimes, so that a busy moment of the machine meets both.
 pub fn measure(bed: &Bed) -> Result<Vec<Row>> {
-    let pods = [Runtime::Isopod, Runtime::Runc].map(|runtime| start(bed, runtime, None));
+    let pods = [Runtime::Isopod, Runtime::Runc].map(|runtime| Pod::start(bed, runtime));
     let [ours, theirs] = pods;
-    let pods = [(Runtime::Isopod, ours?), (Runtime::Runc, theirs?)];
-    type Act = fn(&Bed, Runtime, &Container<'_>) -> Result<f64>;
-    let acts: [(&str, usize, Act); 4] = [
-        ("container in a running pod", ROUNDS, container),
-        ("exec", ROUNDS, exec),
-        ("100 execs at once", 3, execs),
-        ("metrics", ROUNDS, metrics),
+    let pods = [ours?, theirs?];
+    let acts: [(&str, usize, Act<'_>); 4] = [
+        ("container in a running pod", ROUNDS, Pod::container),
+        ("exec", ROUNDS, Pod::exec),
+        ("100 execs at once", 3, Pod::execs),
+        ("stats", ROUNDS, Pod::stats),
     ];
     let mut rows = Vec::new();
     for (name, rounds, act) in acts {
+        eprintln!("  {name} ...");
         let mut figures = [Vec::new(), Vec::new()];
-        for _ in 0..rounds {
-            for ((runtime, pod), figures) in pods.iter().zip(&mut figures) {
-                figures.push(act(bed, *runtime, pod)?);
+        let began = Instant::now();
+        // The first fills caches.
+        for round in 0..=rounds {
+            for (pod, figures) in pods.iter().zip(&mut figures) {
+                let took = act(pod).with_context(|| format!("{name}, {}", pod.id))?;
+                if round > 0 {
+                    figures.push(took);
+                }
+            }
+            if round > 0 && began.elapsed() > ENOUGH {
+                break;
             }
         }
         let [ours, theirs] = figures.map(median);
         rows.push(Row::new(name, "ms", ours).against("runc", theirs));
     }
-    for (_, pod) in &pods {
-        pod.end()?;
+    for pod in pods {
+        pod.shim.caller()?.end(&pod.id)?;
+        pod.shim.shut_down(&pod.id)?;
     }
     Ok(rows)
 }
 
-/// Starts a pod's first container, or one more of the pod.
-fn start<'b>(bed: &'b Bed, runtime: Runtime, pod: Option<&str>) -> Result<Container<'b>> {
-    let id = format!("{}{}", runtime.name(), bed.next());
-    let kind = if pod.is_none() {
-        "sandbox"
-    } else {
-        "container"
-    };
-    let kind = format!("{KIND}={kind}");
-    let pod = format!("{POD}={}", pod.unwrap_or(&id));
-    let flags = ["--annotation", &kind, "--annotation", &pod];
-    let sleep = ["sleep", "100000"];
-    if runtime == Runtime::Isopod {
-        return bed.container().named(&id).flags(flags).start(sleep);
-    }
-    let mut command = bed.ctr();
-    command.args(["run", "--detach", "--null-io"]);
-    command.args(flags).args([IMAGE, &id]).args(sleep);
-    process::run(&mut command, None, LIMIT)?.ok()?;
-    Ok(Container::existing(bed, &id))
-}
-
 /// Milliseconds.
-fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let began = Instant::now();
-    let done = work()?;
-    Ok((began.elapsed().as_secs_f64() * 1000.0, done))
+    work()?;
+    Ok(began.elapsed().as_secs_f64() * 1000.0)
 }
 
-fn container(bed: &Bed, runtime: Runtime, pod: &Container<'_>) -> Result<f64> {
-    let (took, container) = timed(|| start(bed, runtime, Some(&pod.id)))?;
-    container.end()?;
-    Ok(took)
+impl<'b> Pod<'b> {
+    fn start(bed: &'b Bed, runtime: Runtime) -> Result<Self> {
+        let id = runtime.name().to_owned();
+        let spec = bundle(bed, &id, &id)?;
+        let shim = Shim::of(bed, runtime, &id, &spec)?;
+        let mut caller = shim.caller()?;
+        caller.ask::<Empty>("Create", &shim.creation(&id, &spec)?)?;
+        caller.start(&id, "")?;
+        Ok(Self { bed, id, shim })
+    }
+
+    /// Create and Start.
+    fn container(&self) -> Result<f64> {
+        let id = format!("{}{}", self.id, self.bed.next());
+        let creation = self.shim.creation(&id, &bundle(self.bed, &self.id, &id)?)?;
+        let mut caller = self.shim.caller()?;
+        let took = timed(|| {
+            caller.ask::<Empty>("Create", &creation)?;
+            caller.start(&id, "")
+        })?;
+        caller.end(&id)?;
+        Ok(took)
+    }
+
+    /// Exec, Start and Wait of `true`.
+    fn exec(&self) -> Result<f64> {
+        let mut caller = self.shim.caller()?;
+        let name = format!("e{}", self.bed.next());
+        let took = timed(|| run(&mut caller, &self.id, &name))?;
+        caller.delete(&self.id, &name)?;
+        Ok(took)
+    }
+
+    /// The same a hundred times at once, each on a connection of its own.
+    fn execs(&self) -> Result<f64> {
+        let callers = (0..PARALLEL).map(|_| self.shim.caller());
+        let callers: Vec<Caller> = callers.collect::<Result<_>>()?;
+        timed(|| {
+            let running = callers.into_iter().map(|mut caller| {
+                let (id, name) = (self.id.clone(), format!("e{}", self.bed.next()));
+                thread::spawn(move || {
+                    run(&mut caller, &id, &name)?;
+                    caller.delete(&id, &name).map(drop)
+                })
+            });
+            let running: Vec<_> = running.collect();
+            for one in running {
+                let done = one.join();
+                done.map_err(|_| anyhow::anyhow!("a thread panicked"))?
+                    .context("one of the execs")?;
+            }
+            Ok(())
+        })
+    }
+
+    fn stats(&self) -> Result<f64> {
+        let mut caller = self.shim.caller()?;
+        let request = api::StatsRequest {
+            id: self.id.clone(),
+            ..api::StatsRequest::default()
+        };
+        timed(|| caller.ask::<Empty>("Stats", &request).map(drop))
+    }
 }
 
-fn exec(_: &Bed, _: Runtime, pod: &Container<'_>) -> Result<f64> {
-    Ok(timed(|| pod.exec(["true"])?.ok())?.0)
+fn run(caller: &mut Caller, id: &str, name: &str) -> Result<()> {
+    caller.exec(id, name, &["true"])?;
+    caller.start(id, name)?;
+    let code = caller.wait(id, name)?;
+    anyhow::ensure!(code == 0, "{name} ended with {code}");
+    Ok(())
 }
 
-fn execs(_: &Bed, _: Runtime, pod: &Container<'_>) -> Result<f64> {
-    let commands = (0..PARALLEL).map(|_| pod.exec_command(&[], ["true"]));
-    let commands: Vec<Command> = commands.collect();
-    let all = || {
-        let running = commands.into_iter().map(|mut command| {
-            thread::spawn(move || process::run(&mut command, None, LIMIT)?.ok().map(drop))
-        });
-        let running: Vec<_> = running.collect();
-        for one in running {
-            let done = one
-                .join()
-                .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
-            done.context("one of the execs")?;
-        }
-        Ok(())
-    };
-    Ok(timed(all)?.0)
-}
-
-fn metrics(bed: &Bed, _: Runtime, pod: &Container<'_>) -> Result<f64> {
-    Ok(timed(|| bed.ctr_run(["task", "metrics", &pod.id])?.ok())?.0)
+/// A container of the pod that sleeps.
+fn bundle(bed: &Bed, pod: &str, id: &str) -> Result<serde_json::Value> {
+    let rootfs = bed.dir.join("disk/tasks");
+    if !rootfs.exists() {
+        bed.unpack(&rootfs)?;
+    }
+    let cgroup = format!("/{}/{id}", bed.namespace);
+    let mut spec = spec(&rootfs, &cgroup, &["sleep", "100000"]);
+    let kind = if pod == id { "sandbox" } else { "container" };
+    spec["annotations"] = serde_json::json!({
+        "io.kubernetes.cri.container-type": kind,
+        "io.kubernetes.cri.sandbox-id": pod,
+    });
+    Ok(spec)
 }

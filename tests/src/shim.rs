@@ -26,7 +26,7 @@ use containerd_shim_protos::{
     protobuf::{CodedOutputStream, well_known_types::any::Any},
     ttrpc::proto::{MESSAGE_HEADER_LENGTH, MessageHeader, Request, Response},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Bed, Runtime, process};
 
@@ -40,6 +40,7 @@ const LONGEST: u32 = 4 << 20;
 /// A running shim.
 pub struct Shim<'b> {
     bed: &'b Bed,
+    runtime: Runtime,
     socket: PathBuf,
 }
 
@@ -53,11 +54,16 @@ pub struct Refusal {
 }
 
 impl<'b> Shim<'b> {
-    /// Starts the runtime's shim for a first bundle.
+    /// Starts the shim of the bed's runtime for a first bundle.
     pub fn start(bed: &'b Bed, id: &str, spec: &Value) -> Result<Self> {
+        Self::of(bed, bed.runtime, id, spec)
+    }
+
+    /// Starts a runtime's shim.
+    pub fn of(bed: &'b Bed, runtime: Runtime, id: &str, spec: &Value) -> Result<Self> {
         let bundle = write_bundle(bed, id, spec)?;
         follow_log(bed, &bundle)?;
-        let program = format!("containerd-shim-{}-v2", bed.runtime.name());
+        let program = format!("containerd-shim-{}-v2", runtime.name());
         let path = bed.machine.path_variable();
         let found = path.split(':').map(|dir| Path::new(dir).join(&program));
         let found = found.into_iter().find(|file| file.is_file());
@@ -75,12 +81,15 @@ impl<'b> Shim<'b> {
             .env("TTRPC_ADDRESS", format!("{}.ttrpc", socket.display()))
             .env("GRPC_ADDRESS", &socket)
             .stdin(Stdio::null());
-        let options = options(bed).map(|any| any.write_to_bytes()).transpose()?;
+        let options = options(bed, runtime)
+            .map(|any| any.write_to_bytes())
+            .transpose()?;
         let printed = process::run(&mut command, options, PATIENCE)?.ok()?.out();
         let socket = printed.trim().strip_prefix("unix://");
         let socket = socket.with_context(|| format!("no address in {printed:?}"))?;
         Ok(Self {
             bed,
+            runtime,
             socket: socket.into(),
         })
     }
@@ -90,6 +99,17 @@ impl<'b> Shim<'b> {
         let stream = UnixStream::connect(&self.socket)
             .with_context(|| format!("connect to {:?}", self.socket))?;
         Ok(Caller { stream, next: 1 })
+    }
+
+    /// Asks the shim to end, which has no container any more, and waits for it.
+    pub fn shut_down(&self, id: &str) -> Result<()> {
+        let request = api::ShutdownRequest {
+            id: id.to_owned(),
+            ..api::ShutdownRequest::default()
+        };
+        // It answers, or is gone before it could.
+        let _ = self.caller()?.call::<Empty>("Shutdown", &request);
+        self.gone()
     }
 
     /// Waits until nobody serves any more.
@@ -104,7 +124,7 @@ impl<'b> Shim<'b> {
         Ok(api::CreateTaskRequest {
             id: id.to_owned(),
             bundle: write_bundle(self.bed, id, spec)?.display().to_string(),
-            options: options(self.bed).into(),
+            options: options(self.bed, self.runtime).into(),
             ..api::CreateTaskRequest::default()
         })
     }
@@ -178,6 +198,63 @@ impl Caller {
         Ok(Some(Ok(A::parse_from_bytes(&response.payload)?)))
     }
 
+    /// A process's end, once it comes.
+    pub fn wait(&mut self, id: &str, exec: &str) -> Result<u32> {
+        let request = api::WaitRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..api::WaitRequest::default()
+        };
+        let ended: api::WaitResponse = self.ask("Wait", &request)?;
+        Ok(ended.exit_status)
+    }
+
+    /// Starts a created process.
+    pub fn start(&mut self, id: &str, exec: &str) -> Result<()> {
+        let request = api::StartRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..api::StartRequest::default()
+        };
+        self.ask::<Empty>("Start", &request).map(drop)
+    }
+
+    /// Adds a process to a container.
+    pub fn exec(&mut self, id: &str, exec: &str, arguments: &[&str]) -> Result<()> {
+        let process = json!({ "cwd": "/", "args": arguments, "env": ["PATH=/bin"],
+            "user": { "uid": 0, "gid": 0 } });
+        let request = api::ExecProcessRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            spec: Some(json_any("Process", &process)).into(),
+            ..api::ExecProcessRequest::default()
+        };
+        self.ask::<Empty>("Exec", &request).map(drop)
+    }
+
+    /// Frees a process that has ended, or never began; answers its code.
+    pub fn delete(&mut self, id: &str, exec: &str) -> Result<u32> {
+        let request = api::DeleteRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..api::DeleteRequest::default()
+        };
+        let deleted: api::DeleteResponse = self.ask("Delete", &request)?;
+        Ok(deleted.exit_status)
+    }
+
+    /// Kills a container's init and deletes the container.
+    pub fn end(&mut self, id: &str) -> Result<()> {
+        let kill = api::KillRequest {
+            id: id.to_owned(),
+            signal: 9,
+            ..api::KillRequest::default()
+        };
+        self.ask::<Empty>("Kill", &kill)?;
+        self.wait(id, "")?;
+        self.delete(id, "").map(drop)
+    }
+
     /// A process's status, or the code of the refusal.
     pub fn status(&mut self, id: &str, exec: &str) -> Result<Result<api::Status, Code>> {
         let request = api::StateRequest {
@@ -230,8 +307,8 @@ fn follow_log(bed: &Bed, bundle: &Path) -> Result<()> {
 
 /// What `ctr --runtime-config-path` makes of the settings: `runtimeoptions.v1.Options`, whose field 3 is
 /// the configuration itself.
-fn options(bed: &Bed) -> Option<Any> {
-    if bed.runtime == Runtime::Runc {
+fn options(bed: &Bed, runtime: Runtime) -> Option<Any> {
+    if runtime == Runtime::Runc {
         return None;
     }
     let text = bed.settings.borrow().text();

@@ -105,6 +105,10 @@ impl Container {
         let rules = resources.devices().as_deref();
         let rules = rules.filter(|rules| !rules.is_empty());
         let rules = rules.map(devices::compile).transpose()?;
+        if let Some(memory) = resources.memory() {
+            let usage = self.cgroup.read("memory.current")?.unwrap_or_default();
+            limits::check_usage(memory, usage.trim().parse().unwrap_or(0))?;
+        }
         self.cgroup.set(&settings)?;
         if let Some(rules) = rules {
             let directory = self.cgroup.open()?;

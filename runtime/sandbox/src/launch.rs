@@ -247,10 +247,14 @@ impl GuestConnected {
     }
 }
 
-/// Removes all that the record in `bundle` names; see [`crate::Sandbox::clean_up`].
+/// Removes all that the record in `bundle` names, then runs the hooks that the container is owed; see
+/// [`crate::Sandbox::clean_up`].
 pub(crate) async fn clean_up(bundle: &std::path::Path) -> Result<(), Error> {
-    let Some(record) = Record::read(bundle)? else {
-        return Ok(());
+    let removed = match Record::read(bundle)? {
+        Some(record) => crate::pod_host::remove_recorded(bundle, record).await,
+        None => Ok(()),
     };
-    crate::pod_host::remove_recorded(bundle, record).await
+    // What is left of the pod is no reason to leave the hooks' work, too.
+    crate::host::owed::settle_noted(bundle).await?;
+    removed
 }

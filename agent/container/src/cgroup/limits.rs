@@ -235,6 +235,24 @@ fn plan_memory(memory: &LinuxMemory, settings: &mut Vec<Setting>) -> Result<(), 
     Ok(())
 }
 
+/// `memory.checkBeforeUpdate`: a limit that is in use already is refused, instead of killing for it.
+/// `usage` is memory.current. As runc does it for version 2.
+pub fn check_usage(memory: &LinuxMemory, usage: u64) -> Result<(), SpecError> {
+    if memory.check_before_update() != Some(true) {
+        return Ok(());
+    }
+    for (limit, name) in [(memory.swap(), "swap"), (memory.limit(), "limit")] {
+        let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+        if let Some(limit) = limit.filter(|limit| (1..=usage).contains(limit)) {
+            return Err(invalid(
+                format!("linux.resources.memory.{name}"),
+                format!("{limit} is not more than what is in use, {usage}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn refuse(resources: &LinuxResources) -> Result<(), SpecError> {
     if let Some(io) = resources.block_io() {
         let lists = [

@@ -92,3 +92,18 @@ proptest! {
         prop_assert!((1..=10_000).contains(&weight(a)));
     }
 }
+
+#[rstest]
+#[case(json!({"limit": 10}), true)]
+#[case(json!({"limit": 10, "checkBeforeUpdate": false}), true)]
+#[case(json!({"limit": 10, "checkBeforeUpdate": true}), false)]
+#[case(json!({"limit": 100, "checkBeforeUpdate": true}), false)]
+#[case(json!({"limit": 101, "checkBeforeUpdate": true}), true)]
+#[case(json!({"limit": -1, "checkBeforeUpdate": true}), true)]
+#[case(json!({"limit": 0, "swap": 0, "checkBeforeUpdate": true}), true)]
+#[case(json!({"limit": -1, "swap": 50, "checkBeforeUpdate": true}), false)]
+#[case(json!({"checkBeforeUpdate": true}), true)]
+fn a_limit_in_use_is_refused_if_asked(#[case] memory: Value, #[case] passes: bool) {
+    let memory: LinuxMemory = serde_json::from_value(memory).expect("memory");
+    assert_eq!(check_usage(&memory, 100).is_ok(), passes);
+}

@@ -219,7 +219,11 @@ async fn make_container(
     // Looking at paths and mounting may wait for disks: not on the runtime's thread.
     let attach = tokio::task::spawn_blocking(move || -> Result<_, Error> {
         let plan = plan::plan_container(&request, first_pid, &Host)?;
-        host::container::attach(&paths, &plan)?;
+        host::owed::note(&plan.hooks)?;
+        if let Err(error) = host::container::attach(&paths, &plan) {
+            host::owed::forget(&plan.hooks.bundle);
+            return Err(error.into());
+        }
         Ok(plan)
     });
     let attached = attach
@@ -249,12 +253,7 @@ async fn make_container(
                 tracing::warn!(container, %undo, "undo a failed create");
             }
             // What the first hooks made, the last ones remove.
-            host::hooks::run_all(
-                &hooks.poststop,
-                &hooks.bundle,
-                &hooks.state("stopped", None),
-            )
-            .await;
+            host::owed::settle(&hooks).await;
             Err(error)
         }
     }
@@ -444,8 +443,7 @@ fn delete(
                 detach(&effects, &id.container).await?;
             }
             if let Some(hooks) = &hooks {
-                let told = hooks.state("stopped", None);
-                host::hooks::run_all(&hooks.poststop, &hooks.bundle, &told).await;
+                host::owed::settle(hooks).await;
             }
             Ok(known)
         };

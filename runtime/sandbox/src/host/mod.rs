@@ -6,6 +6,7 @@ pub(crate) mod facts;
 pub(crate) mod hooks;
 pub(crate) mod mount;
 mod overlay;
+pub(crate) mod owed;
 #[cfg(test)]
 pub(crate) mod own_mounts;
 pub(crate) mod pod_dir;

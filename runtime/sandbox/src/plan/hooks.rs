@@ -16,12 +16,13 @@ use std::{
 };
 
 use oci_spec::runtime::{Hook, Hooks, Spec};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::PlanError;
 
 /// A hook and its place in the specification.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct PlacedHook {
     /// `hooks.poststart[0]`.
     pub field: String,
@@ -29,7 +30,8 @@ pub(crate) struct PlacedHook {
 }
 
 /// The hooks of a container that run on the host, and what they are told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct HostHooks {
     pub create: Vec<PlacedHook>,
     pub poststart: Vec<PlacedHook>,
