@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -16,7 +17,7 @@ use isopod_tests::{
 
 /// The cases.
 pub const CASES: &[Case] = &[Case::isopod("each_device_of_the_monitor_passes", devices)
-    .needs(&[Need::Kvm, Need::SelfTest])
+    .needs(&[Need::Kvm, Need::SelfTest, Need::Virtiofsd])
     .within(900)
     // An interpreted kernel beside others on the same processors takes minutes.
     .alone()];
@@ -34,7 +35,7 @@ const TAP: &str = "selftest0";
 const FRAMES: u64 = 64;
 
 /// All kinds, and what they are told to be.
-const KINDS: &[&str] = &["balloon", "blk", "mem", "net", "rng", "vsock"];
+const KINDS: &[&str] = &["balloon", "blk", "fs", "mem", "net", "rng", "vsock"];
 
 fn devices(bed: &Bed) -> Result<()> {
     let monitor = bed.machine.bin_dir.join("isopod-vmm");
@@ -52,6 +53,7 @@ fn devices(bed: &Bed) -> Result<()> {
     };
     let disk = bed.dir.join("selftest.disk");
     File::create(&disk)?.set_len(16 << 20)?;
+    let (_server, share) = file_server(bed)?;
     let mut command = Command::new(&monitor);
     command
         .arg("run")
@@ -62,6 +64,8 @@ fn devices(bed: &Bed) -> Result<()> {
         .args(["--root", "blk", "--memory", "128", "--memory-max", "256"])
         .args(["--balloon", "--tap", TAP, "--vsock"])
         .arg(bed.dir.join("selftest.vsock"))
+        .arg("--fs")
+        .arg(&share)
         .arg("--disk")
         .arg(&disk)
         .args(["quiet", "init=/sbin/isopod-agent", "isopod.selftest.rest"])
@@ -108,6 +112,22 @@ fn devices(bed: &Bed) -> Result<()> {
     })?;
     ensure!(procfs::process(pid).is_some(), "the monitor is gone");
     Ok(())
+}
+
+/// Debian's file server: isopod's own wants its jail. The socket that it listens on.
+fn file_server(bed: &Bed) -> Result<(Background, PathBuf)> {
+    let (socket, shared) = (bed.dir.join("selftest.fs"), bed.dir.join("selftest.shared"));
+    fs::create_dir(&shared)?;
+    let mut command = Command::new(isopod_tests::machine::VIRTIOFSD);
+    command
+        .arg(format!("--socket-path={}", socket.display()))
+        .arg("-o")
+        .arg(format!("source={},sandbox=chroot", shared.display()));
+    let server = Background::start(&mut command)?;
+    eventually("a file server", Duration::from_secs(30), || {
+        Ok(socket.exists().then_some(()))
+    })?;
+    Ok((server, socket))
 }
 
 /// Frames that came out of the card.
