@@ -42,7 +42,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(by_hand::Run),
+    Run(Box<by_hand::Run>),
     /// Measure who runs a guest's kernel on this machine; prints JSON.
     Probe,
 }
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
                 .init();
-            by_hand::run(run)
+            by_hand::run(*run)
         }
     };
     match outcome {

@@ -49,6 +49,18 @@ pub(crate) trait Machine: Send {
     /// Waits until the process controls its machine: the end of "VM start".
     async fn running(&mut self) -> Result<(), EngineError>;
 
+    /// Asks the guest to have so much memory from now on, which it does as it can. (Of processors all are
+    /// there from the boot; the agent brings them online.)
+    ///
+    /// Nothing calls it yet: an update of a container's limits will.
+    #[allow(dead_code)]
+    async fn resize(&mut self, memory_mib: u64) -> Result<(), EngineError> {
+        Err(EngineError::Resize {
+            memory_mib,
+            why: "this engine's machines keep their size".to_owned(),
+        })
+    }
+
     /// Waits for the end of the process and tells why it ended. May be dropped and called again.
     async fn exited(&mut self) -> String;
 
@@ -87,6 +99,14 @@ pub(crate) enum EngineError {
         what: &'static str,
         /// Why.
         source: std::io::Error,
+    },
+    /// The machine does not get another size.
+    #[error("give the virtual machine {memory_mib} MiB of memory: {why}")]
+    Resize {
+        /// What was wanted, in all.
+        memory_mib: u64,
+        /// Why not.
+        why: String,
     },
     /// The process ended before it controlled its machine.
     #[error("the virtual machine did not start: {0}")]

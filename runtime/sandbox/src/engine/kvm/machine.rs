@@ -13,7 +13,10 @@ use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{
     MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig, SnapshotDescriptors,
 };
-use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
+use isopod_control::{
+    monitor::{Empty, ResizeRequest},
+    monitor_ttrpc::MonitorClient,
+};
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
     context,
@@ -50,6 +53,9 @@ const VSOCK_FD: i32 = 7;
 /// devices.
 const START: Duration = Duration::from_secs(30);
 
+/// What the monitor does without asking the guest.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// The filter's answer to a call that is not in its table.
 const SIGSYS: i32 = 31;
 
@@ -60,6 +66,40 @@ pub(super) struct KvmMachine {
     console: Console,
     /// What the monitor writes to standard error.
     errors: Console,
+    memory: Memory,
+}
+
+/// What the guest boots with, and what can be added, in MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Memory {
+    boot: u64,
+    hotplug: u64,
+}
+
+/// What can be added comes in units of this, in MiB (`MonitorConfig::slots`).
+const HOTPLUG_UNIT: u64 = 128;
+/// What is asked for, in units of this.
+const BLOCK: u64 = 2;
+
+impl Memory {
+    fn of(plan: &PodPlan) -> Self {
+        let boot = plan.vm.memory.size_mib;
+        let more = plan.settings.vm.max_memory_mib.saturating_sub(boot);
+        Self {
+            boot,
+            hotplug: more - more % HOTPLUG_UNIT,
+        }
+    }
+
+    /// What is to be added, and what is to be given back, for the guest to have `wanted`.
+    fn request(self, wanted: u64) -> Option<(u64, u64)> {
+        let Self { boot, hotplug } = self;
+        let added = wanted
+            .saturating_sub(boot)
+            .div_ceil(BLOCK)
+            .saturating_mul(BLOCK);
+        (wanted > 0 && added <= hotplug).then(|| (added, boot.saturating_sub(wanted)))
+    }
 }
 
 /// What the monitor is told.
@@ -71,10 +111,14 @@ fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
         memory: vm.memory,
         command_line: vm.kernel.command_line.clone(),
         emulated_supervisor: found.emulated_supervisor,
-        root: RootConfig::Blk,
+        root: RootConfig::Pmem,
         fs: Some(vm.fs.clone()),
         vsock: Some(vm.vsock),
-        slots: SlotsConfig::default(),
+        slots: SlotsConfig {
+            balloon: true,
+            hotplug_mib: Memory::of(plan).hotplug,
+            ..SlotsConfig::default()
+        },
         uid: plan.settings.jail.uid,
         gid: plan.settings.jail.gid,
         descriptors: DESCRIPTORS,
@@ -147,6 +191,7 @@ pub(super) async fn start(
         control: MonitorClient::new(Client::new(Socket::new(control))),
         console,
         errors,
+        memory: Memory::of(plan),
     })
 }
 
@@ -189,6 +234,23 @@ impl Machine for KvmMachine {
         }
     }
 
+    async fn resize(&mut self, memory_mib: u64) -> Result<(), EngineError> {
+        let Memory { boot, hotplug } = self.memory;
+        let request = self.memory.request(memory_mib);
+        let (added, balloon) = request.ok_or_else(|| EngineError::Resize {
+            memory_mib,
+            why: format!("between 1 and {} are possible", boot + hotplug),
+        })?;
+        let mut request = ResizeRequest::new();
+        request.hotplug_mib = Some(added).filter(|_| hotplug > 0);
+        request.balloon_mib = Some(balloon);
+        let resized = self.control.resize(within(ANSWER), &request).await;
+        resized.map(drop).map_err(|error| EngineError::Resize {
+            memory_mib,
+            why: error.to_string(),
+        })
+    }
+
     async fn exited(&mut self) -> String {
         let status = self.process.exited().await;
         self.told(status).await
@@ -227,5 +289,29 @@ impl KvmMachine {
             (None, None) => "isopod-vmm ended".to_owned(),
         };
         self.console.explain(&what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_by_adding_and_shrinks_by_giving_back() {
+        let memory = Memory {
+            boot: 512,
+            hotplug: 1024,
+        };
+        for (wanted, request) in [
+            (512, Some((0, 0))),
+            (513, Some((2, 0))),
+            (1536, Some((1024, 0))),
+            (1537, None),
+            (u64::MAX, None),
+            (400, Some((0, 112))),
+            (0, None),
+        ] {
+            assert_eq!(memory.request(wanted), request, "{wanted}");
+        }
     }
 }
