@@ -5,26 +5,23 @@ mod rig;
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::Read,
     os::{fd::AsFd, unix::net::UnixStream},
     time::Instant,
 };
 
 use isopod_config::{DiskSlotConfig, NetSlotConfig, RateConfig, SlotsConfig};
-use isopod_control::{
-    monitor::{AttachRequest, BackEnd, DetachRequest, ResizeRequest},
-    parcel,
+use isopod_control::{monitor::BackEnd, parcel};
+use rig::{
+    FOREVER, LIMIT, Monitor, Wanted,
+    acts::{answer, disk, refused},
+    ask,
+    code::{DEVICES, map_devices, wait_for},
+    print, start_with,
 };
-use rig::{FOREVER, LIMIT, Monitor, Wanted, ask, print, start_with};
 use ttrpc::Code;
 
-/// Windows of devices, and the configuration space in each (virtio 1.2, 4.2.2).
-const DEVICES: u32 = 0xd000_0000;
-const WINDOW: u32 = 0x1000;
-const CONFIG: u32 = 0x100;
-
-/// In the order of the machine: pmem-root and rng come first.
-const CONSOLE: u32 = 2;
+/// In the order of the machine: pmem-root, rng and the console come first.
 const BALLOON: u32 = 3;
 const MEMORY: u32 = 4;
 const DISK: u32 = 5;
@@ -57,32 +54,6 @@ fn slots() -> SlotsConfig {
     }
 }
 
-/// Makes the devices' windows reachable: a page directory at 64 KiB for the fourth GiB, whose entry for
-/// them is a large page, uncached. (The boot page tables are at 0x9000.)
-fn map_devices() -> Vec<u8> {
-    let mut code = vec![0x48, 0xc7, 0x04, 0x25];
-    // mov qword [0xa018], 0x10003
-    code.extend(0xa018u32.to_le_bytes());
-    code.extend(0x1_0003u32.to_le_bytes());
-    // mov rax, imm64; mov [0x10400], rax
-    code.extend([0x48, 0xb8]);
-    code.extend((u64::from(DEVICES) | 0x93).to_le_bytes());
-    code.extend([0x48, 0x89, 0x04, 0x25]);
-    code.extend(0x1_0400u32.to_le_bytes());
-    code
-}
-
-/// Waits until the four bytes at `offset` of a device's configuration are `value`.
-fn wait_for(device: u32, offset: u32, value: u32) -> Vec<u8> {
-    let mut code = vec![0xbb];
-    // mov ebx, address; again: pause; mov eax, [rbx]; cmp eax, value; jne again
-    code.extend((DEVICES + device * WINDOW + CONFIG + offset).to_le_bytes());
-    code.extend([0xf3, 0x90, 0x8b, 0x03, 0x3d]);
-    code.extend(value.to_le_bytes());
-    code.extend([0x75, 0xf5]);
-    code
-}
-
 fn started(parts: &[Vec<u8>]) -> Option<Monitor> {
     let code = [map_devices(), parts.concat(), FOREVER.to_vec()].concat();
     let slots = slots();
@@ -97,81 +68,6 @@ fn started(parts: &[Vec<u8>]) -> Option<Monitor> {
         panic!("{error}: {}", monitor.errors());
     }
     Some(monitor)
-}
-
-fn idle() -> Option<Monitor> {
-    started(&[])
-}
-
-type Answer = Result<(), (Code, String)>;
-
-fn answer<T>(answer: ttrpc::Result<T>) -> Answer {
-    match answer {
-        Ok(_) => Ok(()),
-        Err(ttrpc::Error::RpcStatus(status)) => {
-            Err((status.code.enum_value().unwrap(), status.message))
-        }
-        Err(other) => panic!("{other}"),
-    }
-}
-
-fn refused(told: Answer, code: Code, words: &str) {
-    let (is, message) = told.unwrap_err();
-    assert_eq!(is, code, "{message}");
-    assert!(message.contains(words), "{message}");
-}
-
-impl Monitor {
-    fn join(&self, slot: &str, kind: BackEnd, number: u64) -> Answer {
-        let mut request = AttachRequest::new();
-        request.slot = slot.to_owned();
-        request.kind = kind.into();
-        request.parcel = number;
-        answer(ask!(self, attach, request))
-    }
-
-    fn attach(&self, slot: &str, kind: BackEnd, what: &[&dyn AsFd]) -> Answer {
-        let descriptors: Vec<_> = what.iter().map(|one| one.as_fd()).collect();
-        parcel::send(&self.parcels, 7, &descriptors).unwrap();
-        self.join(slot, kind, 7)
-    }
-
-    fn detach(&self, slot: &str) -> Answer {
-        let mut request = DetachRequest::new();
-        request.slot = slot.to_owned();
-        answer(ask!(self, detach, request))
-    }
-
-    fn resize(&self, hotplug_mib: Option<u64>, balloon_mib: Option<u64>) -> Answer {
-        let mut request = ResizeRequest::new();
-        request.hotplug_mib = hotplug_mib;
-        request.balloon_mib = balloon_mib;
-        answer(ask!(self, resize, request))
-    }
-
-    fn counter(&self, device: &str, name: &str) -> u64 {
-        let metrics = ask!(self, metrics).unwrap();
-        let found = metrics.devices.iter().find(|one| one.name == device);
-        let counters = &found.unwrap().counters;
-        counters.iter().find(|one| one.name == name).unwrap().value
-    }
-
-    fn open_descriptors(&self) -> usize {
-        let path = format!("/proc/{}/fd", self.child.id());
-        fs::read_dir(path).unwrap().count()
-    }
-
-    fn lives(&mut self) {
-        let ended = self.child.try_wait().unwrap();
-        assert!(ended.is_none(), "{ended:?}: {}", self.errors());
-        ask!(self, metrics).unwrap();
-    }
-}
-
-fn disk(sectors: u64) -> File {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(sectors * 512).unwrap();
-    file
 }
 
 #[test]
@@ -208,7 +104,9 @@ fn a_disk_comes_and_goes() {
 
 #[test]
 fn what_does_not_fit_a_slot_is_refused_and_closed() {
-    let Some(mut monitor) = idle() else { return };
+    let Some(mut monitor) = started(&[]) else {
+        return;
+    };
     let before = monitor.open_descriptors();
     let (stream, _other) = UnixStream::pair().unwrap();
     let (pipe, _end) = std::io::pipe().unwrap();
@@ -280,7 +178,9 @@ fn a_slot_in_use_keeps_what_it_has() {
 
 #[test]
 fn parcels_that_nobody_sent_or_that_are_rubbish_attach_nothing() {
-    let Some(mut monitor) = idle() else { return };
+    let Some(mut monitor) = started(&[]) else {
+        return;
+    };
     let before = monitor.open_descriptors();
     let told = monitor.join("blk-0", BackEnd::DISK, 1);
     refused(told, Code::FAILED_PRECONDITION, "parcel 1 is not there");
@@ -383,7 +283,9 @@ fn memory_that_was_not_added_is_not_there() {
 
 #[test]
 fn somebody_is_at_the_console_or_nobody_is() {
-    let Some(mut monitor) = idle() else { return };
+    let Some(mut monitor) = started(&[]) else {
+        return;
+    };
     let (stream, ours) = UnixStream::pair().unwrap();
     monitor
         .attach("console", BackEnd::STREAM, &[&stream])
@@ -466,7 +368,7 @@ fn a_guest_that_hammers_registers_meets_an_owner_that_attaches() {
 
 #[test]
 fn each_device_has_a_thread_and_a_filter() {
-    let Some(monitor) = idle() else { return };
+    let Some(monitor) = started(&[]) else { return };
     let mut names = Vec::new();
     for thread in fs::read_dir(format!("/proc/{}/task", monitor.child.id())).unwrap() {
         let path = thread.unwrap().path();
@@ -493,6 +395,4 @@ fn each_device_has_a_thread_and_a_filter() {
             "{name}: {names:?}"
         );
     }
-    let _ = CONSOLE;
-    std::io::stdout().flush().unwrap();
 }

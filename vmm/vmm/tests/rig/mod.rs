@@ -1,6 +1,9 @@
 //! A monitor as a process, and kernels of a few instructions for it.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod acts;
+pub mod code;
+
 use std::{
     fs::{self, File},
     io::{PipeReader, PipeWriter, Read, Write},
