@@ -67,6 +67,8 @@ pub(super) struct KvmMachine {
     /// What the monitor writes to standard error.
     errors: Console,
     memory: Memory,
+    /// It has a balloon.
+    resizable: bool,
 }
 
 /// What the guest boots with, and what can be added, in MiB.
@@ -82,9 +84,12 @@ const HOTPLUG_UNIT: u64 = 128;
 const BLOCK: u64 = 2;
 
 impl Memory {
-    fn of(plan: &PodPlan) -> Self {
+    fn of(plan: &PodPlan, found: Found) -> Self {
         let boot = plan.vm.memory.size_mib;
-        let more = plan.settings.vm.max_memory_mib.saturating_sub(boot);
+        let more = match found.emulated_supervisor {
+            true => 0,
+            false => plan.settings.vm.max_memory_mib.saturating_sub(boot),
+        };
         Self {
             boot,
             hotplug: more - more % HOTPLUG_UNIT,
@@ -105,20 +110,30 @@ impl Memory {
 /// What the monitor is told.
 fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
     let vm = &plan.vm;
+    // Where supervisor mode is interpreted every driver costs a boot seconds, and that of the image as
+    // memory works on the second processor beside the boot, which was seen to stall there: guests have
+    // the least.
+    let (root, slots) = match found.emulated_supervisor {
+        true => (RootConfig::Blk, SlotsConfig::default()),
+        false => {
+            let slots = SlotsConfig {
+                balloon: true,
+                hotplug_mib: Memory::of(plan, found).hotplug,
+                ..SlotsConfig::default()
+            };
+            (RootConfig::Pmem, slots)
+        }
+    };
     MonitorConfig {
         name: vm.name.clone(),
         cpus: vm.cpus,
         memory: vm.memory,
         command_line: vm.kernel.command_line.clone(),
         emulated_supervisor: found.emulated_supervisor,
-        root: RootConfig::Pmem,
+        root,
         fs: Some(vm.fs.clone()),
         vsock: Some(vm.vsock),
-        slots: SlotsConfig {
-            balloon: true,
-            hotplug_mib: Memory::of(plan).hotplug,
-            ..SlotsConfig::default()
-        },
+        slots,
         uid: plan.settings.jail.uid,
         gid: plan.settings.jail.gid,
         descriptors: DESCRIPTORS,
@@ -191,7 +206,8 @@ pub(super) async fn start(
         control: MonitorClient::new(Client::new(Socket::new(control))),
         console,
         errors,
-        memory: Memory::of(plan),
+        memory: Memory::of(plan, found),
+        resizable: !found.emulated_supervisor,
     })
 }
 
@@ -235,6 +251,10 @@ impl Machine for KvmMachine {
     }
 
     async fn resize(&mut self, memory_mib: u64) -> Result<(), EngineError> {
+        if !self.resizable {
+            let why = "where supervisor mode is interpreted, machines keep their size".to_owned();
+            return Err(EngineError::Resize { memory_mib, why });
+        }
         let Memory { boot, hotplug } = self.memory;
         let request = self.memory.request(memory_mib);
         let (added, balloon) = request.ok_or_else(|| EngineError::Resize {
