@@ -214,17 +214,21 @@ impl Target<'_> {
         let mut next = offset;
         let mut chunk = vec![0; CHUNK];
         while let Some((start, stop)) = extent(file, next, end)? {
-            let length = chunk.len().min((stop - start) as usize);
-            let piece = &mut chunk[..length];
-            let got = rustix::io::pread(file, &mut *piece, start)
-                .map_err(|error| failed("read guest memory")(error.into()))?;
-            if got == 0 {
-                return Err(failed("read guest memory")(
-                    io::ErrorKind::UnexpectedEof.into(),
-                ));
+            // All of it before the next is looked for: to find an end, the kernel passes over every page.
+            next = start;
+            while next < stop {
+                let length = chunk.len().min((stop - next) as usize);
+                let piece = &mut chunk[..length];
+                let got = rustix::io::pread(file, &mut *piece, next)
+                    .map_err(|error| failed("read guest memory")(error.into()))?;
+                if got == 0 {
+                    return Err(failed("read guest memory")(
+                        io::ErrorKind::UnexpectedEof.into(),
+                    ));
+                }
+                self.put(next - offset, &piece[..got], Zeroes::Skipped)?;
+                next += got as u64;
             }
-            self.put(start - offset, &piece[..got], Zeroes::Skipped)?;
-            next = start + got as u64;
         }
         Ok(())
     }
