@@ -1,11 +1,15 @@
-//! More of what a container may do to its pod: full disks, mounts, settings, signals, streams. The
+//! More of what a container may do to its pod: full disks, devices, mounts, settings, many lives. The
 //! pod's quiet container is asked after each.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use isopod_tests::{
     Bed, Case, check_contains, check_eq, process,
+    shim::{Empty, Shim, api},
     spec::{privilege, spec},
 };
 use serde_json::json;
@@ -14,12 +18,37 @@ use crate::abuse::{POD, SLEEP, all_capabilities, is_well, member};
 
 /// The cases.
 pub const CASES: &[Case] = &[
+    Case::isopod("every_device_is_opened", devices).within(300),
     Case::both("full_disks", full_disks).within(180),
     Case::both("sigterm_is_ignored", ignores_sigterm),
     Case::both("output_is_closed_early", closes_output),
     Case::isopod("everything_is_mounted_anew", remounts).within(180),
     Case::both("kernel_settings_are_written", settings).within(180),
+    Case::both("a_thousand_short_lives", short_lives).within(600),
 ];
+
+/// Character and block devices of every major number, made and opened.
+const OPENS: &str = "cd /tmp; for kind in c b; do for major in $(seq 0 255); do for minor in 0 1 2 64 223; do \
+     mknod d $kind $major $minor 2> /dev/null || continue; \
+     timeout -s KILL 2 sh -c 'true <> d || true < d' 2> /dev/null; rm -f d; done; done; done; \
+     for d in $(find /dev -type c -o -type b); do timeout -s KILL 2 sh -c \"true <> $d\" 2> /dev/null; done; \
+     echo all; exec sleep 100000";
+
+fn devices(bed: &Bed) -> Result<()> {
+    let quiet = member(bed, POD, SLEEP, |_| {})?;
+    let cgroup = format!("/{}/opener", bed.namespace);
+    let mut spec = spec(&bed.rootfs()?, &cgroup, &["sh", "-c", OPENS]);
+    privilege(&mut spec, all_capabilities(bed)?);
+    spec["annotations"] = crate::abuse::annotations("container");
+    let run = bed.container().named("opener").spec(&spec)?;
+    let mut opener = run.background([])?;
+    opener.line(Duration::from_secs(240), |line| line == "all")?;
+    is_well(&quiet)?;
+    bed.ctr_run(["task", "kill", "--signal", "KILL", "opener"])?
+        .ok()?;
+    opener.finish(Duration::from_secs(60))?;
+    quiet.end()
+}
 
 /// A memory-backed disk of the container's, and a directory of the host whose disk is full.
 fn full_disks(bed: &Bed) -> Result<()> {
@@ -128,4 +157,58 @@ fn settings(bed: &Bed) -> Result<()> {
     is_well(&quiet)?;
     writer.end()?;
     quiet.end()
+}
+
+/// Asked directly: a thousand calls of `ctr` would be most of it.
+fn short_lives(bed: &Bed) -> Result<()> {
+    let rootfs = bed.rootfs()?;
+    let spec_of = |id: &str, command: &[&str]| {
+        let mut spec = spec(&rootfs, &format!("/{}/{id}", bed.namespace), command);
+        let kind = if id == POD { "sandbox" } else { "container" };
+        spec["annotations"] = crate::abuse::annotations(kind);
+        spec
+    };
+    let first = spec_of(POD, &["sleep", "100000"]);
+    let shim = Shim::start(bed, POD, &first)?;
+    let mut caller = shim.caller()?;
+    caller.ask::<Empty>("Create", &shim.creation(POD, &first)?)?;
+    caller.start(POD, "")?;
+    let mut life = |id: &str, exec: &str, code: u32| -> Result<()> {
+        caller.start(id, exec)?;
+        check_eq!(caller.wait(id, exec)?, code, "{id} {exec}");
+        check_eq!(caller.delete(id, exec)?, code, "{id} {exec}");
+        Ok(())
+    };
+    let began = Instant::now();
+    for number in 0..containers() {
+        let id = format!("short{number}");
+        let made = shim.creation(&id, &spec_of(&id, &["sh", "-c", "exit 7"]))?;
+        shim.caller()?.ask::<Empty>("Create", &made)?;
+        life(&id, "", 7)?;
+    }
+    let took = began.elapsed();
+    eprintln!("{} containers took {took:?}", containers());
+    let began = Instant::now();
+    for number in 0..EXECS {
+        let exec = format!("e{number}");
+        shim.caller()?.exec(POD, &exec, &["sh", "-c", "exit 8"])?;
+        life(POD, &exec, 8)?;
+    }
+    eprintln!("{EXECS} execs took {:?}", began.elapsed());
+    let request = api::PidsRequest {
+        id: POD.to_owned(),
+        ..api::PidsRequest::default()
+    };
+    let pids: api::PidsResponse = caller.ask("Pids", &request)?;
+    check_eq!(pids.processes.len(), 1, "processes of the pod");
+    caller.end(POD)?;
+    shim.shut_down(POD)
+}
+
+const EXECS: u32 = 1000;
+
+/// A thousand by `ISOPOD_SHORT_LIVES=1000`; a container costs a software CPU a few tenths of a second.
+fn containers() -> u32 {
+    let asked = std::env::var("ISOPOD_SHORT_LIVES").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(100)
 }
