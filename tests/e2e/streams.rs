@@ -6,7 +6,11 @@ use std::{
 };
 
 use anyhow::Result;
-use isopod_tests::{Bed, Case, Container, check_eq, image::sha256, process};
+use isopod_tests::{
+    Bed, Case, Container, Runtime, check_eq,
+    image::sha256,
+    process::{self, eventually},
+};
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -137,24 +141,46 @@ fn grandchild(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// Runs a container whose output goes to `uri`, and deletes it.
-fn logged(bed: &Bed, uri: &str) -> Result<()> {
+const TWO_LINES: &str = "echo to-out; echo to-err >&2";
+
+/// Starts a container whose output goes to `uri`.
+fn start_logged<'b>(bed: &'b Bed, uri: &str, script: &str) -> Result<Container<'b>> {
     let run = bed.container().named("logged");
     let flags = ["--detach", "--log-uri", uri];
-    let mut command = run.command(&flags, ["sh", "-c", "echo to-out; echo to-err >&2"])?;
+    let mut command = run.command(&flags, ["sh", "-c", script])?;
     process::run(&mut command, None, SOON)?.ok()?;
-    let container = Container::existing(bed, "logged");
+    Ok(Container::existing(bed, "logged"))
+}
+
+/// Runs a container whose output goes to `uri`, and deletes it.
+fn logged(bed: &Bed, uri: &str) -> Result<()> {
+    let container = start_logged(bed, uri, TWO_LINES)?;
     container.becomes("STOPPED")?;
     container.end()
 }
 
 fn file(bed: &Bed) -> Result<()> {
-    let log = bed.dir.join("output.log");
-    logged(bed, &format!("file://{}", log.display()))?;
-    let log = fs::read_to_string(log)?;
-    let mut lines: Vec<&str> = log.lines().collect();
-    lines.sort_unstable();
-    check_eq!(lines, ["to-err", "to-out"]);
+    let path = bed.dir.join("output.log");
+    let uri = format!("file://{}", path.display());
+    let lines = || -> Result<Vec<String>> {
+        let mut lines: Vec<String> = fs::read_to_string(&path)?
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines.sort_unstable();
+        Ok(lines)
+    };
+    if bed.runtime == Runtime::Isopod {
+        logged(bed, &uri)?;
+    } else {
+        // Its shim closes the file when the first of the two streams ends, whatever the other still holds.
+        let container = start_logged(bed, &uri, &format!("{TWO_LINES}; exec sleep 100000"))?;
+        eventually("two lines in the file", SOON, || {
+            Ok((lines()?.len() == 2).then_some(()))
+        })?;
+        container.end()?;
+    }
+    check_eq!(lines()?, ["to-err", "to-out"]);
     Ok(())
 }
 
