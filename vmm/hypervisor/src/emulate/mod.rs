@@ -19,7 +19,7 @@
 //! Sources: Intel SDM vol. 1, 13 (XSAVE), vol. 2 (instructions), vol. 3, 4 (paging), 6 (exceptions).
 
 mod general;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod walk;
 mod x87;

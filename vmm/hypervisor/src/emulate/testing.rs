@@ -1,4 +1,5 @@
-//! A processor of a fuzzer's making, for the fuzz target of this module (feature `testing`).
+//! A processor made of plain numbers: for this module's tests, and of a fuzzer's making for its fuzz target
+//! (feature `testing`).
 
 use isopod_memory::{Bytes, GuestAddress, GuestMemory};
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_xsave};
@@ -49,10 +50,12 @@ pub struct Guest {
     backing: Numbers,
 }
 
-struct Numbers {
-    extended: kvm_xsave,
-    enabled: u64,
-    msr: u64,
+/// What KVM would be asked for, as plain numbers.
+pub(super) struct Numbers {
+    pub extended: kvm_xsave,
+    pub enabled: u64,
+    /// Every MSR.
+    pub msr: u64,
 }
 
 impl Backing for Numbers {

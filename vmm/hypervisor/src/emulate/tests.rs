@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
-use crate::emulate::xsave::State;
+use crate::emulate::{testing::Numbers, xsave::State};
 use areas::{Area, some_state};
 
 mod areas;
@@ -23,34 +23,9 @@ const PD: u64 = 0x12000;
 const PT: u64 = 0x13000;
 const ZF: u64 = 1 << 6;
 
-struct Fake {
-    extended: kvm_xsave,
-    enabled: u64,
-    star: u64,
-}
-
-impl Backing for Fake {
-    fn extended(&mut self) -> Result<kvm_xsave, HypervisorError> {
-        Ok(kvm_xsave {
-            region: self.extended.region,
-            ..kvm_xsave::default()
-        })
-    }
-    fn set_extended(&mut self, state: &kvm_xsave) -> Result<(), HypervisorError> {
-        self.extended.region = state.region;
-        Ok(())
-    }
-    fn enabled_components(&mut self) -> Result<u64, HypervisorError> {
-        Ok(self.enabled)
-    }
-    fn msr(&mut self, _index: u32) -> Result<u64, HypervisorError> {
-        Ok(self.star)
-    }
-}
-
 struct Rig {
     memory: GuestMemory,
-    fake: Fake,
+    fake: Numbers,
     general: kvm_regs,
     system: kvm_sregs,
 }
@@ -80,10 +55,10 @@ impl Rig {
             rbx: DATA,
             ..kvm_regs::default()
         };
-        let fake = Fake {
+        let fake = Numbers {
             extended: kvm_xsave::default(),
             enabled: xcr0(),
-            star: 0,
+            msr: 0,
         };
         Self {
             memory,
@@ -293,7 +268,7 @@ fn segment_bases() {
 #[test]
 fn sysret_goes_to_user_mode() {
     let mut rig = Rig::new(&[0x48, 0x0f, 0x07]);
-    rig.fake.star = 0x0023_0010 << 32;
+    rig.fake.msr = 0x0023_0010 << 32;
     rig.general.rcx = 0x40_0000;
     rig.general.r11 = u64::MAX;
     rig.run();
