@@ -13,10 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use command_fds::{CommandFdExt, FdMapping};
-use isopod_config::{
-    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig,
-    SnapshotDescriptors, StateDescriptors,
-};
+use isopod_config::{MonitorConfig, SnapshotDescriptors, StateDescriptors};
 use isopod_control::{
     monitor::{BootResponse, Empty, SaveResponse},
     monitor_ttrpc::MonitorClient,
@@ -175,35 +172,9 @@ impl Drop for Monitor {
 }
 
 fn config(memory_mib: u64, snapshot: SnapshotDescriptors) -> MonitorConfig {
-    MonitorConfig {
-        name: "bench".to_owned(),
-        cpus: CpuConfig { boot: 1, max: 1 },
-        memory: MemoryConfig {
-            size_mib: memory_mib,
-            huge_pages: false,
-        },
-        // At the end of its boot the kernel says that there is no such program.
-        command_line: vec!["quiet".to_owned(), format!("init={NO_PROGRAM}")],
-        emulated_supervisor: true,
-        // A file of the host's, whatever the kernel knows of pmem.
-        root: RootConfig::Blk,
-        fs: None,
-        vsock: None,
-        slots: SlotsConfig::default(),
-        uid: UID,
-        gid: UID,
-        descriptors: MonitorDescriptors {
-            kvm: 3,
-            kernel: 4,
-            image: 5,
-            fs: None,
-            vsock: None,
-            vsock_host: None,
-            snapshot,
-            console: 6,
-            control: 7,
-            parcels: None,
-            lifeline: 8,
-        },
-    }
+    let mut config = MonitorConfig::bare("bench", memory_mib, UID);
+    // At the end of its boot the kernel says that there is no such program.
+    config.command_line.push(format!("init={NO_PROGRAM}"));
+    config.descriptors.snapshot = snapshot;
+    config
 }

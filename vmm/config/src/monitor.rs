@@ -96,3 +96,41 @@ pub struct VsockHostDescriptors {
     #[serde(default)]
     pub ports: Vec<(u32, RawFd)>,
 }
+
+#[cfg(feature = "testing")]
+impl MonitorConfig {
+    /// The least that a monitor needs: one processor on whatever KVM there is, the image as a disk. It
+    /// inherits from descriptor 3 on, in this order: KVM, kernel, image, console, control, lifeline.
+    #[must_use]
+    pub fn bare(name: &str, memory_mib: u64, uid: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            cpus: CpuConfig { boot: 1, max: 1 },
+            memory: MemoryConfig {
+                size_mib: memory_mib,
+                huge_pages: false,
+            },
+            command_line: vec!["quiet".to_owned()],
+            emulated_supervisor: true,
+            root: RootConfig::Blk,
+            fs: None,
+            vsock: None,
+            slots: SlotsConfig::default(),
+            uid,
+            gid: uid,
+            descriptors: MonitorDescriptors {
+                kvm: 3,
+                kernel: 4,
+                image: 5,
+                fs: None,
+                vsock: None,
+                vsock_host: None,
+                snapshot: SnapshotDescriptors::default(),
+                console: 6,
+                control: 7,
+                parcels: None,
+                lifeline: 8,
+            },
+        }
+    }
+}

@@ -14,8 +14,7 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{
-    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig,
-    SnapshotDescriptors, StateDescriptors,
+    CpuConfig, MonitorConfig, RootConfig, SlotsConfig, SnapshotDescriptors, StateDescriptors,
 };
 use isopod_control::monitor_ttrpc::MonitorClient;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -138,47 +137,24 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
     let (console, console_theirs) = UnixStream::pair().unwrap();
     let (control, control_theirs) = UnixStream::pair().unwrap();
     let (theirs, lifeline): (PipeReader, PipeWriter) = std::io::pipe().unwrap();
-    let config = MonitorConfig {
-        name: "test".into(),
-        cpus: CpuConfig {
-            boot: cpus,
-            max: cpus,
-        },
-        memory: MemoryConfig {
-            size_mib: memory_mib,
-            huge_pages: false,
-        },
-        command_line: vec!["quiet".into()],
-        emulated_supervisor: true,
-        root: RootConfig::Pmem,
-        fs: None,
-        vsock: None,
-        slots: slots.cloned().unwrap_or_default(),
-        uid: UID,
-        gid: UID,
-        descriptors: MonitorDescriptors {
-            kvm: 3,
-            kernel: 4,
-            image: 5,
-            fs: None,
-            vsock: None,
-            vsock_host: None,
-            snapshot: SnapshotDescriptors {
-                restore: restore.map(|_| StateDescriptors {
-                    state: 9,
-                    memory: 10,
-                }),
-                save: save.map(|_| StateDescriptors {
-                    state: 11,
-                    memory: 12,
-                }),
-            },
-            console: 6,
-            control: 7,
-            parcels: Some(13),
-            lifeline: 8,
-        },
+    let mut config = MonitorConfig::bare("test", memory_mib, UID);
+    config.cpus = CpuConfig {
+        boot: cpus,
+        max: cpus,
     };
+    config.root = RootConfig::Pmem;
+    config.slots = slots.cloned().unwrap_or_default();
+    config.descriptors.snapshot = SnapshotDescriptors {
+        restore: restore.map(|_| StateDescriptors {
+            state: 9,
+            memory: 10,
+        }),
+        save: save.map(|_| StateDescriptors {
+            state: 11,
+            memory: 12,
+        }),
+    };
+    config.descriptors.parcels = Some(13);
     let mut command = Command::new(env!("CARGO_BIN_EXE_isopod-vmm"));
     let descriptors: [OwnedFd; 6] = [
         kvm.into(),

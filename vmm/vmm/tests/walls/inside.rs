@@ -9,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use isopod_config::{
-    CpuConfig, MemoryConfig, MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig,
-};
+use isopod_config::MonitorConfig;
 use isopod_jail::{
     attempts::{self, Attempt, Targets, jailed},
     seccomp::Filter,
@@ -120,7 +118,7 @@ pub fn run(targets: Targets, arguments: &[String]) {
         panic!("{arguments:?}");
     };
     let kind = Kind::all().into_iter().find(|k| k.name() == kind);
-    walls::enter(&config()).unwrap();
+    walls::enter(&MonitorConfig::bare("test", 64, UID)).unwrap();
     violation::report("test: ".to_owned()).unwrap();
     if let Some(kind) = kind {
         kind.filter().install().unwrap();
@@ -175,36 +173,4 @@ fn work() {
     .unwrap();
     assert!(begin.elapsed() < Duration::from_secs(60));
     println!("worked");
-}
-
-fn config() -> MonitorConfig {
-    MonitorConfig {
-        name: "test".into(),
-        cpus: CpuConfig { boot: 1, max: 1 },
-        memory: MemoryConfig {
-            size_mib: 64,
-            huge_pages: false,
-        },
-        command_line: Vec::new(),
-        emulated_supervisor: true,
-        root: RootConfig::Blk,
-        fs: None,
-        vsock: None,
-        slots: SlotsConfig::default(),
-        uid: UID,
-        gid: UID,
-        descriptors: MonitorDescriptors {
-            kvm: 3,
-            kernel: 4,
-            image: 5,
-            fs: None,
-            vsock: None,
-            snapshot: isopod_config::SnapshotDescriptors::default(),
-            vsock_host: None,
-            console: 6,
-            control: 7,
-            parcels: None,
-            lifeline: 8,
-        },
-    }
 }
