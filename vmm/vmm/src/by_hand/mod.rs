@@ -1,34 +1,22 @@
 //! `isopod-vmm run`: a machine from the command line, for debugging. It is not jailed: who calls it is
 //! at its terminal, and chooses kernel and image.
 
+mod devices;
+
 use std::{
     fs::File,
     io::{self, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
-    },
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, mpsc},
     time::Instant,
 };
 
 use anyhow::{Context, bail};
-use isopod_config::{CpuConfig, FsConfig, MemoryConfig, RootConfig};
-use isopod_devices::{
-    blk::{BlkConfig, Disk, Engine},
-    console::Peer,
-    net::NetConfig,
-    rate::RateLimit,
-    vsock::{VsockConfig, VsockDevice},
-};
+use isopod_config::{CpuConfig, MemoryConfig, RootConfig};
 use isopod_hypervisor::{Hypervisor, Supervisor, Vm};
 use isopod_machine::{End, Host, Machine};
 
-use crate::assembly::{DiskSlot, Messages, NetSlot, Parts, Prepares, Served, Vsock, assemble};
-
-/// Of the vsock device: the first that a guest may have.
-const GUEST_CID: u32 = 3;
+use crate::assembly::{Messages, Parts, Prepares, assemble};
 
 /// Boot a kernel by hand, without a jail, for debugging.
 ///
@@ -131,7 +119,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     } else {
         Box::new(File::create(&run.console).with_context(|| run.console.display().to_string())?)
     };
-    let log = run.virtio_console.then(|| log(&run.console)).transpose()?;
+    let log = run.virtio_console.then(|| devices::log(&run.console)).transpose()?;
     let hotplug_mib = match run.memory_max {
         None => 0,
         Some(most) => most
@@ -157,8 +145,8 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         hotplug_mib,
         host,
         parameters: run.parameters,
-        fs: run.fs.as_deref().map(fs).transpose()?,
-        vsock: run.vsock.as_deref().map(vsock).transpose()?,
+        fs: run.fs.as_deref().map(devices::fs).transpose()?,
+        vsock: run.vsock.as_deref().map(devices::vsock).transpose()?,
         messages: Messages {
             serial: console,
             console: log,
@@ -167,11 +155,11 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         disks: run
             .disk
             .iter()
-            .map(|disk| slot(disk))
+            .map(|disk| devices::slot(disk))
             .collect::<Result<_, _>>()?,
         nets: (0..)
             .zip(&run.tap)
-            .map(|(n, name)| card(n, name))
+            .map(|(n, name)| devices::card(n, name))
             .collect::<Result<_, _>>()?,
         saved: None,
     };
@@ -201,89 +189,6 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         End::Reset | End::Stopped => Ok(()),
         End::Failed(error) => bail!(error),
     }
-}
-
-/// A second writer of where the kernel's messages go. It may wait for a terminal, as it is not jailed.
-fn log(console: &Path) -> anyhow::Result<Peer> {
-    let output: OwnedFd = if console.as_os_str() == "-" {
-        io::stdout().as_fd().try_clone_to_owned()?
-    } else {
-        let opened = File::options().append(true).open(console);
-        opened
-            .with_context(|| console.display().to_string())?
-            .into()
-    };
-    Ok(Peer {
-        output,
-        input: None,
-        lossy: true,
-    })
-}
-
-/// `PATH[,ro][,ring]`
-fn slot(text: &str) -> anyhow::Result<DiskSlot> {
-    let mut words = text.split(',');
-    let path = words.next().unwrap_or_default();
-    let mut config = BlkConfig::default();
-    for word in words {
-        match word {
-            "ro" => config.read_only = true,
-            "ring" => config.engine = Engine::SideBySide,
-            other => bail!("--disk {text}: {other:?} is neither \"ro\" nor \"ring\""),
-        }
-    }
-    let name = Path::new(path).file_name().unwrap_or_default();
-    config.serial = name
-        .to_string_lossy()
-        .chars()
-        .filter(char::is_ascii)
-        .take(20)
-        .collect();
-    let mut options = File::options();
-    let file = options.read(true).write(!config.read_only).open(path);
-    let disk = Disk::new(file.with_context(|| path.to_owned())?)?;
-    Ok(DiskSlot {
-        config,
-        disk: Some(disk),
-    })
-}
-
-fn card(number: u8, name: &str) -> anyhow::Result<NetSlot> {
-    let tap = isopod_memory::tap::open(name).with_context(|| format!("--tap {name}"))?;
-    Ok(NetSlot {
-        config: NetConfig {
-            // Locally administered.
-            mac: [2, 0, 0, 0, 0, number],
-            mtu: 1500,
-            pairs: 1,
-            receive: RateLimit::default(),
-            send: RateLimit::default(),
-        },
-        taps: vec![tap],
-    })
-}
-
-/// `SOCKET[,TAG]`
-fn fs(text: &str) -> anyhow::Result<Served<FsConfig>> {
-    let (socket, tag) = text.split_once(',').unwrap_or((text, "shared"));
-    Ok(Served {
-        config: FsConfig {
-            tag: tag.to_owned(),
-            request_queues: 1,
-            queue_size: 128,
-        },
-        connection: UnixStream::connect(socket).with_context(|| format!("--fs {socket}"))?,
-    })
-}
-
-fn vsock(socket: &Path) -> anyhow::Result<Vsock> {
-    let listener = UnixListener::bind(socket);
-    let listener = listener.with_context(|| format!("--vsock {}", socket.display()))?;
-    let config = VsockConfig {
-        guest_cid: GUEST_CID,
-        connect_dir: socket.parent().unwrap_or(Path::new(".")).to_owned(),
-    };
-    Ok(Vsock::Here(Box::new(VsockDevice::new(config, listener)?)))
 }
 
 fn print_metrics(machine: &Machine) -> anyhow::Result<()> {
