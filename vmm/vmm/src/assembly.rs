@@ -139,12 +139,20 @@ pub struct NetSlot {
     pub taps: Vec<OwnedFd>,
 }
 
+/// Where a guest begins.
+pub enum Begin {
+    /// At the first instruction of an uncompressed kernel.
+    Kernel(File),
+    /// Where another machine was saved.
+    Saved(Box<Saved>),
+}
+
 /// All that a machine is made of: opened, because the jail comes before.
 pub struct Parts {
     /// `/dev/kvm`.
     pub kvm: OwnedFd,
-    /// An uncompressed kernel.
-    pub kernel: File,
+    /// Where the guest begins.
+    pub begin: Begin,
     /// An EROFS image.
     pub image: File,
     /// How the guest gets it.
@@ -171,8 +179,6 @@ pub struct Parts {
     pub disks: Vec<DiskSlot>,
     /// Network cards.
     pub nets: Vec<NetSlot>,
-    /// Go on where another machine was saved, in place of booting the kernel.
-    pub saved: Option<Saved>,
 }
 
 /// What the threads of a machine do first.
@@ -197,7 +203,7 @@ pub fn assemble(
 ) -> Result<(Machine, Slots), AssemblyError> {
     let Parts {
         kvm,
-        mut kernel,
+        begin,
         image,
         root,
         cpus,
@@ -211,7 +217,6 @@ pub fn assemble(
         balloon,
         disks,
         nets,
-        saved,
     } = parts;
     let config = MachineConfig {
         online_cpus: cpus.boot,
@@ -226,9 +231,9 @@ pub fn assemble(
         true => Sharing::Shared,
         false => Sharing::Private,
     };
-    let mut builder = match &saved {
-        None => Builder::new(kvm, config)?,
-        Some(saved) => Builder::saved(kvm, config, &saved.memory, sharing)?,
+    let mut builder = match &begin {
+        Begin::Kernel(_) => Builder::new(kvm, config)?,
+        Begin::Saved(saved) => Builder::saved(kvm, config, &saved.memory, sharing)?,
     };
     let started = |kind| first(&(prepares.device)(kind));
     let mut slots = Slots {
@@ -298,13 +303,15 @@ pub fn assemble(
         slots.nets.push(net);
     }
     let console = messages.serial;
-    if let Some(saved) = saved {
-        let machine = builder.restore(saved.state, console, &prepares.vcpu, on_end)?;
-        return Ok((machine, slots));
-    }
-    words.extend(parameters);
-    let parameters = words.join(" ");
-    let machine = builder.boot(&mut kernel, &parameters, console, &prepares.vcpu, on_end)?;
+    let vcpu = &prepares.vcpu;
+    let machine = match begin {
+        Begin::Saved(saved) => builder.restore(saved.state, console, vcpu, on_end)?,
+        Begin::Kernel(mut kernel) => {
+            words.extend(parameters);
+            let parameters = words.join(" ");
+            builder.boot(&mut kernel, &parameters, console, vcpu, on_end)?
+        }
+    };
     Ok((machine, slots))
 }
 

@@ -25,7 +25,7 @@ use isopod_jail::inherited;
 use isopod_machine::Host;
 
 use crate::{
-    assembly::{DiskSlot, Messages, NetSlot, Parts, Served, Vsock},
+    assembly::{Begin, DiskSlot, Messages, NetSlot, Parts, Served, Vsock},
     snapshot::Saved,
 };
 
@@ -60,9 +60,14 @@ pub fn parts(config: &MonitorConfig) -> anyhow::Result<Parts> {
     };
     let disk = |(index, slot)| disk(slot).with_context(|| format!("slots.disks[{index}]"));
     let net = |(index, slot)| net(slot).with_context(|| format!("slots.nets[{index}]"));
+    let kernel = File::from(inherited::claim(descriptors.kernel)?);
+    let begin = match Saved::claim(descriptors.snapshot)? {
+        Some(saved) => Begin::Saved(Box::new(saved)),
+        None => Begin::Kernel(kernel),
+    };
     Ok(Parts {
         kvm: inherited::claim(descriptors.kvm)?,
-        kernel: File::from(inherited::claim(descriptors.kernel)?),
+        begin,
         image: File::from(inherited::claim(descriptors.image)?),
         root: config.root,
         cpus: config.cpus,
@@ -84,7 +89,6 @@ pub fn parts(config: &MonitorConfig) -> anyhow::Result<Parts> {
             .enumerate()
             .map(disk)
             .collect::<Result<_, _>>()?,
-        saved: Saved::claim(descriptors.snapshot)?,
         nets: nets.iter().enumerate().map(net).collect::<Result<_, _>>()?,
     })
 }

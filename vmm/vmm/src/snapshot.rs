@@ -17,6 +17,7 @@ use std::{
     os::unix::fs::FileExt,
 };
 
+use anyhow::Context;
 use isopod_config::{SnapshotDescriptors, StateDescriptors};
 use isopod_jail::inherited;
 use isopod_machine::{Machine, MachineError, MachineState};
@@ -123,18 +124,24 @@ impl Files {
         let Some(StateDescriptors { state, memory }) = descriptors.save else {
             return Ok(None);
         };
-        let pagemap =
-            match descriptors.restore {
-                None => None,
-                Some(_) => Some(File::open("/proc/self/pagemap").map_err(|source| {
-                    anyhow::Error::new(source).context("open /proc/self/pagemap")
-                })?),
-            };
-        Ok(Some(Self {
-            state: File::from(inherited::claim(state)?),
-            memory: File::from(inherited::claim(memory)?),
-            pagemap,
-        }))
+        Ok(Some(Self::new(
+            File::from(inherited::claim(state)?),
+            File::from(inherited::claim(memory)?),
+            descriptors.restore.is_some(),
+        )?))
+    }
+
+    /// These files; `restored` tells that the machine itself goes on from others.
+    ///
+    /// # Errors
+    /// /proc is not there.
+    pub fn new(state: File, memory: File, restored: bool) -> anyhow::Result<Self> {
+        let pagemap = || File::open("/proc/self/pagemap").context("open /proc/self/pagemap");
+        Ok(Self {
+            state,
+            memory,
+            pagemap: restored.then(pagemap).transpose()?,
+        })
     }
 
     /// Writes the paused machine. Of a save that failed no state is left that could be restored.
@@ -185,7 +192,11 @@ impl Saved {
         Ok(Some(Self::read(&state, memory)?))
     }
 
-    fn read(state: &File, memory: File) -> Result<Self, SnapshotError> {
+    /// Reads the files of a save.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn read(state: &File, memory: File) -> Result<Self, SnapshotError> {
         let mut bytes = Vec::new();
         let mut from = ReadAt(state, 0).take(MAX_STATE + 1);
         from.read_to_end(&mut bytes)

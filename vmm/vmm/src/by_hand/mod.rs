@@ -2,12 +2,13 @@
 //! at its terminal, and chooses kernel and image.
 
 mod devices;
+mod saving;
 
 use std::{
     fs::File,
     io::{self, Write},
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::Instant,
 };
 
@@ -16,7 +17,7 @@ use isopod_config::{CpuConfig, MemoryConfig, RootConfig};
 use isopod_hypervisor::{Hypervisor, Supervisor, Vm};
 use isopod_machine::{End, Host, Machine};
 
-use crate::assembly::{Messages, Parts, Prepares, assemble};
+use crate::assembly::{Begin, Messages, Parts, Prepares, assemble};
 
 /// Boot a kernel by hand, without a jail, for debugging.
 ///
@@ -24,8 +25,12 @@ use crate::assembly::{Messages, Parts, Prepares, assemble};
 #[derive(clap::Args)]
 pub struct Run {
     /// An uncompressed kernel (`vmlinux`).
-    #[arg(long)]
-    kernel: PathBuf,
+    #[arg(
+        long,
+        required_unless_present = "restore_from",
+        conflicts_with = "restore_from"
+    )]
+    kernel: Option<PathBuf>,
     /// The guest image (EROFS); the guest's root, read-only.
     #[arg(long)]
     image: PathBuf,
@@ -72,6 +77,16 @@ pub struct Run {
     /// socket made here, and are connected to by the guest at `vsock_PORT` beside it.
     #[arg(long, value_name = "SOCKET")]
     vsock: Option<PathBuf>,
+    /// Save the machine when SIGINT (Ctrl-C) or SIGTERM asks for its end, and end then: the files `state`
+    /// and `memory` of this directory, which is made if there is none, are written over. A machine whose
+    /// guest has mounted --fs cannot be saved. Without this such a signal ends the process at once.
+    #[arg(long, value_name = "DIR")]
+    save_to: Option<PathBuf>,
+    /// Go on where the machine was that was saved to this directory, in place of booting a kernel. Every
+    /// other flag must say what it said then; disks must hold what they held. The files stay as they are
+    /// and must not change while this machine runs.
+    #[arg(long, value_name = "DIR", conflicts_with = "parameters")]
+    restore_from: Option<PathBuf>,
     /// Tell, at the end, what the machine did.
     #[arg(long)]
     metrics: bool,
@@ -100,7 +115,7 @@ pub fn probe() -> anyhow::Result<()> {
 
 /// Boots and waits for the end.
 pub fn run(run: Run) -> anyhow::Result<()> {
-    let begin = Instant::now();
+    let start = Instant::now();
     let open = |path: &PathBuf| File::open(path).with_context(|| path.display().to_string());
     let found = Hypervisor::probe().context("this machine's KVM")?;
     let host = match found.supervisor {
@@ -119,16 +134,29 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     } else {
         Box::new(File::create(&run.console).with_context(|| run.console.display().to_string())?)
     };
-    let log = run.virtio_console.then(|| devices::log(&run.console)).transpose()?;
+    let log = run
+        .virtio_console
+        .then(|| devices::log(&run.console))
+        .transpose()?;
     let hotplug_mib = match run.memory_max {
         None => 0,
         Some(most) => most
             .checked_sub(run.memory)
             .with_context(|| format!("--memory-max {most}: less than --memory {}", run.memory))?,
     };
+    let begin = match (&run.restore_from, &run.kernel) {
+        (Some(directory), _) => Begin::Saved(Box::new(saving::open(directory)?)),
+        (None, Some(kernel)) => Begin::Kernel(open(kernel)?),
+        // clap does not let it come to this.
+        (None, None) => bail!("one of --kernel and --restore-from is needed"),
+    };
+    let files = match &run.save_to {
+        None => None,
+        Some(directory) => Some(saving::make(directory, run.restore_from.as_deref())?),
+    };
     let parts = Parts {
         kvm: Vm::open_device()?,
-        kernel: open(&run.kernel)?,
+        begin,
         image: open(&run.image)?,
         root: match run.root {
             Root::Pmem => RootConfig::Pmem,
@@ -161,25 +189,31 @@ pub fn run(run: Run) -> anyhow::Result<()> {
             .zip(&run.tap)
             .map(|(n, name)| devices::card(n, name))
             .collect::<Result<_, _>>()?,
-        saved: None,
     };
     let unconfined = Prepares {
         vcpu: Arc::new(|| Ok(())),
         device: Box::new(|_| Arc::new(|| Ok(()))),
         watchdog: Arc::new(|| Ok(())),
     };
-    let (ended, end) = mpsc::channel();
-    let on_end = Box::new(move || {
-        let _ = ended.send(());
-    });
+    // Signals are caught from here on, so that none is lost.
+    let mut asked = saving::Asked::new(files.is_some())?;
+    let on_end = asked.on_end();
     let (mut machine, slots) = assemble(parts, &unconfined, on_end)?;
     if hotplug_mib > 0 {
         slots.resize(Some(hotplug_mib), None)?;
     }
-    eprintln!("isopod-vmm: ready after {} ms", begin.elapsed().as_millis());
+    eprintln!("isopod-vmm: ready after {} ms", start.elapsed().as_millis());
     machine.resume()?;
-    end.recv().context("wait for the guest")?;
-    let ran = begin.elapsed();
+    if let (saving::Why::Signal, Some(files)) = (asked.wait(), &files) {
+        machine.pause()?;
+        let written = files.save(&machine)?;
+        eprintln!(
+            "isopod-vmm: saved {} KiB of memory, {} of state",
+            written.memory >> 10,
+            written.state >> 10
+        );
+    }
+    let ran = start.elapsed();
     let end = machine.stop()?;
     eprintln!("isopod-vmm: ended after {:.3} s", ran.as_secs_f64());
     if run.metrics {

@@ -1,4 +1,4 @@
-//! Pieces of a guest's code that look at the registers of devices.
+//! Pieces of a guest's code.
 
 /// Windows of devices, and the configuration space in each (virtio 1.2, 4.2.2).
 pub const DEVICES: u32 = 0xd000_0000;
@@ -30,3 +30,36 @@ pub fn wait_for(device: u32, offset: u32, value: u32) -> Vec<u8> {
     code.extend([0x75, 0xf5]);
     code
 }
+
+/// Counts, in EBX and in memory at 32 MiB, and says each number as eight letters, a to p. Every line is
+/// some milliseconds after the one before, by the time stamp counter. An X if register and memory differ.
+pub const COUNT: [u8; 74] = [
+    0xbf, 0x00, 0x00, 0x00, 0x02, // mov edi, 0x2000000
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0x31, 0xdb, // xor ebx, ebx
+    0x39, 0x1f, // again: cmp [rdi], ebx
+    0x75, 0x31, // jne differ
+    0xff, 0xc3, // inc ebx
+    0x89, 0x1f, // mov [rdi], ebx
+    0xb9, 0x08, 0x00, 0x00, 0x00, // mov ecx, 8
+    0xc1, 0xc3, 0x04, // letter: rol ebx, 4
+    0x88, 0xd8, // mov al, bl
+    0x24, 0x0f, // and al, 15
+    0x04, 0x61, // add al, 'a'
+    0xee, // out dx, al
+    0xff, 0xc9, // dec ecx
+    0x75, 0xf2, // jnz letter
+    0xb0, 0x0a, 0xee, // mov al, 10; out dx, al
+    0x0f, 0x31, // rdtsc
+    0x89, 0xc6, // mov esi, eax
+    0xf3, 0x90, // wait: pause
+    0x0f, 0x31, // rdtsc
+    0x29, 0xf0, // sub eax, esi
+    0x3d, 0x00, 0x00, 0x00, 0x01, // cmp eax, 0x1000000
+    0x72, 0xf3, // jb wait
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xeb, 0xcb, // jmp again
+    0xb0, 0x58, 0xee, // differ: mov al, 'X'; out dx, al
+    0xb0, 0x0a, 0xee, // mov al, 10; out dx, al
+    0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
+];
