@@ -10,11 +10,10 @@ use std::{
     time::Instant,
 };
 
-use isopod_config::{DiskSlotConfig, NetSlotConfig, RateConfig, SlotsConfig};
 use isopod_control::{monitor::BackEnd, parcel};
 use rig::{
     FOREVER, LIMIT, Monitor, Wanted,
-    acts::{answer, disk, refused},
+    acts::{answer, disk, refused, slots},
     ask,
     code::{DEVICES, map_devices, wait_for},
     print, start_with,
@@ -26,33 +25,6 @@ const BALLOON: u32 = 3;
 const MEMORY: u32 = 4;
 const DISK: u32 = 5;
 const NET: u32 = 7;
-
-fn slots() -> SlotsConfig {
-    SlotsConfig {
-        console: true,
-        balloon: true,
-        hotplug_mib: 256,
-        disks: vec![
-            DiskSlotConfig {
-                serial: "data".into(),
-                ..DiskSlotConfig::default()
-            },
-            DiskSlotConfig {
-                read_only: true,
-                side_by_side: true,
-                ..DiskSlotConfig::default()
-            },
-        ],
-        nets: vec![NetSlotConfig {
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            pairs: 1,
-            receive: RateConfig::default(),
-            send: RateConfig::default(),
-            taps: Vec::new(),
-        }],
-    }
-}
 
 fn started(parts: &[Vec<u8>]) -> Option<Monitor> {
     let code = [map_devices(), parts.concat(), FOREVER.to_vec()].concat();

@@ -5,6 +5,7 @@ use std::{
     os::fd::AsFd,
 };
 
+use isopod_config::{DiskSlotConfig, NetSlotConfig, RateConfig, SlotsConfig};
 use isopod_control::{
     monitor::{AttachRequest, BackEnd, DetachRequest, ResizeRequest},
     parcel,
@@ -75,6 +76,34 @@ impl Monitor {
         let ended = self.child.try_wait().unwrap();
         assert!(ended.is_none(), "{ended:?}: {}", self.errors());
         ask!(self, metrics).unwrap();
+    }
+}
+
+/// A slot of each kind: with the root and the entropy device eight devices.
+pub fn slots() -> SlotsConfig {
+    SlotsConfig {
+        console: true,
+        balloon: true,
+        hotplug_mib: 256,
+        disks: vec![
+            DiskSlotConfig {
+                serial: "data".into(),
+                ..DiskSlotConfig::default()
+            },
+            DiskSlotConfig {
+                read_only: true,
+                side_by_side: true,
+                ..DiskSlotConfig::default()
+            },
+        ],
+        nets: vec![NetSlotConfig {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            pairs: 1,
+            receive: RateConfig::default(),
+            send: RateConfig::default(),
+            taps: Vec::new(),
+        }],
     }
 }
 

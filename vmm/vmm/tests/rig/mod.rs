@@ -3,6 +3,7 @@
 
 pub mod acts;
 pub mod code;
+pub mod crowd;
 
 use std::{
     fs::{self, File},
