@@ -1,7 +1,7 @@
 //! Several containers in one pod, and many pods at once.
 
 use std::{
-    env, thread,
+    env, fs, thread,
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
         order_of_deletion,
     ),
     Case::both("a_failed_container_leaves_the_pod_alone", failed_container),
+    Case::both("a_pod_is_counted_in_its_own_control_group", control_group),
     Case::both("twenty_pods_at_once_ten_times", many)
         .alone()
         .within(900),
@@ -54,6 +55,32 @@ fn machines() -> Result<usize> {
 }
 
 const SLEEP: [&str; 2] = ["sleep", "100000"];
+
+/// The caller's path is the group of all that works for the pod: its container's process, or its machine and
+/// what serves it. That nothing of the group stays, every case looks at.
+fn control_group(bed: &Bed) -> Result<()> {
+    let pod = start(bed, "pod", "pod", SLEEP)?;
+    let working = match bed.runtime {
+        Runtime::Runc => &["sleep"][..],
+        Runtime::Isopod => &["isopod-fs", "qemu-system-x86_64"],
+    };
+    for name in working {
+        let found = procfs::named(name)?;
+        ensure!(!found.is_empty(), "no process {name}");
+        for process in found {
+            let groups = fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
+            let own = format!("/{}/pod", bed.namespace);
+            let counted =
+                |line: &&str| line.split(':').nth(1) == Some("memory") || line.starts_with("0:");
+            let inside = groups
+                .lines()
+                .filter(counted)
+                .any(|line| line.ends_with(&own));
+            ensure!(inside, "{name} is not in {own}: {groups}");
+        }
+    }
+    pod.end()
+}
 
 fn boot_id(container: &Container<'_>) -> Result<String> {
     container.output(["cat", "/proc/sys/kernel/random/boot_id"])

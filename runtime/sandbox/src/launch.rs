@@ -115,6 +115,7 @@ impl Planned {
 
 async fn start(host: &mut PodHost, engine: &dyn engine::Engine) -> Result<UnixListener, Error> {
     pod_dir::create(&host.plan.paths)?;
+    host.make_group()?;
     let port = host.plan.paths.port(ports::READY);
     let listener = UnixListener::bind(&port).map_err(HostError::path("listen at", &port))?;
     let spawner = Spawner::new()?;

@@ -1,13 +1,26 @@
 //! What a pod has on the host: its processes, its directory, its record. Made step by step by
 //! `launch`, owned by the driver, ended in one place.
 
-use std::{os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::{
     Error,
     engine::Machine,
     file_server::FileServer,
-    host::{HostError, pod_dir, process::kill_recorded, record::Record, spawner::Spawner},
+    host::{
+        HostError,
+        cgroup::{self, PodGroup},
+        pod_dir,
+        process::kill_recorded,
+        record::Record,
+        spawner::Spawner,
+    },
     plan::{PodPaths, PodPlan},
 };
 
@@ -18,6 +31,9 @@ const MACHINE_ENDS: Duration = Duration::from_secs(1);
 pub(crate) struct PodHost {
     pub plan: PodPlan,
     record: Record,
+    group: PodGroup,
+    /// On its way into the group, each of them: version 1 wants some milliseconds for it.
+    joining: Vec<JoinHandle<Result<(), HostError>>>,
     /// Ended first: a guest that is gone asks the server for nothing.
     machine: Option<Box<dyn Machine>>,
     file_server: Option<FileServer>,
@@ -28,15 +44,19 @@ pub(crate) struct PodHost {
 impl PodHost {
     /// Records what will be made.
     pub fn new(plan: PodPlan) -> Result<Self, HostError> {
+        let group = PodGroup::find(&plan.cgroup)?;
         let record = Record {
             id: plan.id.clone(),
             dir: plan.paths.dir.clone(),
+            groups: group.missing(),
             processes: Vec::new(),
         };
         record.write(&plan.bundle)?;
         Ok(Self {
             plan,
             record,
+            group,
+            joining: Vec::new(),
             machine: None,
             file_server: None,
             holds: None,
@@ -47,20 +67,35 @@ impl PodHost {
         self.holds = Some((lifeline, spawner));
     }
 
+    /// Makes the pod's control group.
+    pub fn make_group(&self) -> Result<(), HostError> {
+        self.group.create()
+    }
+
     pub fn add_file_server(&mut self, server: FileServer) -> Result<(), HostError> {
+        self.join(server.process().pid);
         self.record.processes.push(server.process());
         self.file_server = Some(server);
         self.record.write(&self.plan.bundle)
     }
 
     pub fn add_machine(&mut self, machine: Box<dyn Machine>) -> Result<(), HostError> {
+        self.join(machine.process().pid);
         self.record.processes.push(machine.process());
         self.machine = Some(machine);
         self.record.write(&self.plan.bundle)
     }
 
-    /// Waits until both processes do their work.
+    fn join(&mut self, pid: u32) {
+        let group = self.group.clone();
+        self.joining.push(spawn_blocking(move || group.add(pid)));
+    }
+
+    /// Waits until both processes do their work, in the pod's group.
     pub async fn started(&mut self) -> Result<(), Error> {
+        for joining in self.joining.drain(..) {
+            joining.await.unwrap_or(Err(HostError::Spawner))?;
+        }
         if let Some(server) = &mut self.file_server {
             server.serving().await?;
         }
@@ -139,7 +174,7 @@ impl PodHost {
     /// Ends and removes everything. Goes on after a failure; tells the first. Idempotent.
     pub async fn remove(&mut self, grace: Duration) -> Result<(), Error> {
         let ended = self.end_processes(grace).await;
-        let removed = remove_directory(&self.plan.paths).await;
+        let removed = remove_places(&self.plan.paths, &self.record.groups).await;
         // What could not be removed stays on record, so that a later attempt finds it.
         ended?;
         removed?;
@@ -161,15 +196,16 @@ pub(crate) async fn remove_recorded(bundle: &Path, record: Record) -> Result<(),
     for process in &record.processes {
         ended = ended.and(kill_recorded(process).await);
     }
-    let removed = remove_directory(&PodPaths { dir: record.dir }).await;
+    let removed = remove_places(&PodPaths { dir: record.dir }, &record.groups).await;
     ended?;
     removed?;
     Ok(Record::remove(bundle)?)
 }
 
-/// Unmounting may wait for disks: not on the runtime's thread.
-async fn remove_directory(paths: &PodPaths) -> Result<(), HostError> {
-    let paths = paths.clone();
-    let removed = tokio::task::spawn_blocking(move || pod_dir::remove(&paths)).await;
+/// The directory and the control groups. Unmounting may wait for disks: not on the runtime's thread.
+async fn remove_places(paths: &PodPaths, groups: &[PathBuf]) -> Result<(), HostError> {
+    let (paths, groups) = (paths.clone(), groups.to_vec());
+    let remove = move || pod_dir::remove(&paths).and(cgroup::remove(&groups));
+    let removed = spawn_blocking(remove).await;
     removed.unwrap_or(Err(HostError::Spawner))
 }

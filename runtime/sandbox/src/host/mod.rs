@@ -1,6 +1,7 @@
 //! Effects on the host: directories, mounts, processes, and the record of them.
 
 pub(crate) mod artifact;
+pub(crate) mod cgroup;
 pub(crate) mod container;
 pub(crate) mod facts;
 pub(crate) mod hooks;

@@ -62,7 +62,7 @@ fn parse_mountinfo(text: &[u8]) -> Vec<MountPoint> {
 }
 
 /// Space, tab, newline and backslash are written as `\` and three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
+pub(super) fn unescape(field: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -29,6 +29,8 @@ pub(crate) struct Record {
     pub id: String,
     /// The pod's directory.
     pub dir: PathBuf,
+    /// The control groups that were made for it.
+    pub groups: Vec<PathBuf>,
     /// Its processes.
     pub processes: Vec<RecordedProcess>,
 }
@@ -118,6 +120,7 @@ mod tests {
         let mut record = Record {
             id: "pod".into(),
             dir: "/run/isopod/0123456789abcdef".into(),
+            groups: vec!["/sys/fs/cgroup/default/pod".into()],
             processes: Vec::new(),
         };
         record.write(bundle.path()).unwrap();
@@ -136,7 +139,7 @@ mod tests {
     #[test]
     fn a_damaged_record_is_an_error_that_names_it() {
         let bundle = tempfile::tempdir().unwrap();
-        let elsewhere = r#"{"id": "x", "dir": "/etc", "processes": []}"#;
+        let elsewhere = r#"{"id": "x", "dir": "/etc", "groups": [], "processes": []}"#;
         for text in ["{", elsewhere] {
             fs::write(bundle.path().join(FILE), text).unwrap();
             let error = Record::read(bundle.path()).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 //! host is asked through [`HostFacts`], so that tables can test every decision.
 
 mod annotations;
+mod cgroup;
 mod container;
 mod devices;
 mod guest_spec;

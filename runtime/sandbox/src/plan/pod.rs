@@ -6,7 +6,7 @@ use isopod_config::{FsConfig, KernelConfig, VmConfig, VsockConfig};
 use isopod_protocol::{limits, paths, ports};
 use isopod_settings::Settings;
 
-use super::{PlanError, PodPaths, annotations, paths::check_id, size};
+use super::{PlanError, PodPaths, annotations, cgroup, paths::check_id, size};
 use crate::SandboxRequest;
 
 /// All that a launch needs to know.
@@ -16,6 +16,8 @@ pub(crate) struct PodPlan {
     /// Where the record is.
     pub bundle: PathBuf,
     pub paths: PodPaths,
+    /// The control group of its processes, relative to each hierarchy's root; empty: the shim's.
+    pub cgroup: PathBuf,
     pub vm: VmConfig,
     pub hostname: String,
     pub settings: Settings,
@@ -54,7 +56,10 @@ pub(crate) fn plan_pod(request: &SandboxRequest) -> Result<PodPlan, PlanError> {
             guest_cid: ports::GUEST_CID,
         },
     };
+    let cgroups_path = request.spec.linux().as_ref();
+    let cgroups_path = cgroups_path.and_then(|linux| linux.cgroups_path().as_deref());
     Ok(PodPlan {
+        cgroup: cgroup::group(cgroups_path, &request.id)?,
         id: request.id.clone(),
         bundle: request.bundle.clone(),
         paths: PodPaths::new(&settings.paths.state, &request.namespace, &request.id),
