@@ -4,6 +4,7 @@
 mod abuse;
 mod boot_faults;
 mod death;
+mod debug;
 mod exit_codes;
 mod filesystem;
 mod guest;
@@ -38,6 +39,7 @@ const SUITE: Suite = Suite {
         ("volume", volume::CASES),
         ("boot_faults", boot_faults::CASES),
         ("death", death::CASES),
+        ("debug", debug::CASES),
         ("guest", guest::CASES),
         ("identity", identity::CASES),
         ("kvm", kvm::CASES),

@@ -81,6 +81,11 @@ pub(crate) fn stdio(place: &Place) -> io::Result<Listener> {
     bind(place, ports::STDIO, "stdio.sock")
 }
 
+/// For the debug console.
+pub(crate) fn debug(place: &Place) -> io::Result<Listener> {
+    bind(place, ports::DEBUG, "debug.sock")
+}
+
 /// Tells the host that calls are served. A test looks for the socket instead.
 pub(crate) async fn tell_ready(place: &Place) -> io::Result<()> {
     if place.sockets.is_some() {

@@ -14,6 +14,7 @@
 
 mod boot;
 mod clock;
+mod debug;
 mod events;
 mod fault;
 mod listen;

@@ -25,7 +25,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
-    Place, boot, clock,
+    Place, boot, clock, debug,
     fault::{Fault, act},
     pod::Pod,
     process::{Process, send_signal},
@@ -43,6 +43,7 @@ pub(crate) struct Service {
     /// CLOCK_BOOTTIME, nanoseconds.
     began: u64,
     ready: u64,
+    debug: debug::Switch,
 }
 
 type Answer<T> = ttrpc::Result<T>;
@@ -67,6 +68,7 @@ impl Service {
             place,
             began,
             ready: clock::since_boot(),
+            debug: debug::Switch::default(),
         }
     }
 
@@ -92,6 +94,10 @@ impl Service {
                     )
                 })?;
             }
+        }
+        if request.debug_console {
+            let on = self.debug.turn_on(&self.place, &self.pod);
+            on.map_err(|e| act("listen for the debug console", e))?;
         }
         let mut response = HelloResponse::new();
         response.protocol_version = PROTOCOL_VERSION;

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod debug;
 pub mod limits;
 pub mod paths;
 pub mod ports;

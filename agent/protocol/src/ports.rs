@@ -12,6 +12,8 @@ pub const STDIO: u32 = 1025;
 /// The *host* listens here: the agent connects once when it serves, sends one byte
 /// ([`READY_BYTE`]) and closes. The host need not poll a booting guest.
 pub const READY: u32 = 1026;
+/// The agent listens here for a person's questions (see [`crate::debug`]), if `Hello` told it to.
+pub const DEBUG: u32 = 1027;
 
 /// The byte that the agent sends on [`READY`].
 pub const READY_BYTE: u8 = b'R';

@@ -19,6 +19,23 @@ struct Pod {
     processes: Vec<Member>,
 }
 
+/// What a pod is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The id of the container that the pod began with.
+    pub id: String,
+}
+
+/// The pods that run, by name.
+pub fn names() -> Vec<Name> {
+    let processes = processes::all();
+    let servers = processes.iter().filter_map(|p| server(&p.arguments));
+    let named = |(namespace, id)| Name { namespace, id };
+    servers.map(named).collect()
+}
+
 /// A process of a pod.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Member {

@@ -1,10 +1,12 @@
 //! isopod: the operator's command line.
 //!
 //! Place in the flow: beside it. `check` gathers what this machine is ([`machine`], [`gather`]), judges
-//! it purely ([`check`]), and prints the verdict; `list` shows the pods that run. Nothing imports it.
+//! it purely ([`check`]), and prints the verdict; `list` shows the pods that run, `debug` what is in one.
+//! Nothing imports it.
 #![forbid(unsafe_code)]
 
 mod check;
+mod debug;
 mod gather;
 mod list;
 mod machine;
@@ -41,12 +43,33 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look into a running pod's guest: processes, mounts, control groups, the kernel's messages.
+    ///
+    /// Without a question it reads questions from standard input, line by line; `help` tells what can be
+    /// asked. Nothing that can be asked changes anything. Only root may ask, and the pod must have started
+    /// with `debug.console = true` in its settings.
+    Debug {
+        /// The settings that say where pods are, instead of /etc/isopod/isopod.toml.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The pod, as `isopod list` names it.
+        #[arg(value_name = "[NAMESPACE/]POD")]
+        pod: String,
+        /// A question, such as `processes`.
+        #[arg(trailing_var_arg = true)]
+        question: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Check { json, config } => check::run(config.as_deref(), json),
         Command::List { json } => list::run(json),
+        Command::Debug {
+            config,
+            pod,
+            question,
+        } => debug::run(config.as_deref(), &pod, &question),
     };
     result.unwrap_or_else(|error| {
         eprintln!("isopod: {error:#}");

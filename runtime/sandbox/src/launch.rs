@@ -19,7 +19,7 @@ use crate::{
     Error, LaunchReport, SandboxRequest, Stage,
     engine::{self, BackEnds, Choice},
     file_server,
-    guest::Guest,
+    guest::{Guest, Introduction},
     host::{HostError, pod_dir, record::Record, spawner::Spawner},
     plan::{PodPlan, plan_pod},
     pod_host::PodHost,
@@ -210,8 +210,12 @@ impl GuestConnected {
             mut progress,
         } = self;
         let plan = &host.plan;
-        let (vsock, hostname) = (plan.paths.vsock(), plan.hostname.clone());
-        let connect = Guest::connect(vsock, plan.settings.timeouts.request(), hostname);
+        let introduction = Introduction {
+            hostname: plan.hostname.clone(),
+            debug_console: plan.settings.debug.console,
+        };
+        let limit = plan.settings.timeouts.request();
+        let connect = Guest::connect(plan.paths.vsock(), limit, introduction);
         let connected = tokio::select! {
             connected = connect => connected.map_err(Error::from),
             reason = host.exited() => Err(Error::VmGone(reason)),

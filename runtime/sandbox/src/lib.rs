@@ -9,6 +9,7 @@
 //! Imported by `shim` and `cli`; imports `config`, `protocol`, `settings`, never VMM code.
 #![forbid(unsafe_code)]
 
+pub mod debug;
 mod driver;
 mod engine;
 mod file_server;

@@ -47,6 +47,7 @@ pub(crate) fn check(settings: &Settings) -> Result<(), Violation> {
         jail,
         timeouts,
         annotations: _,
+        debug: _,
     } = settings;
 
     absolute("kernel", &paths.kernel)?;

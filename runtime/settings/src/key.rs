@@ -26,6 +26,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("timeouts", "request"),
     ("timeouts", "shutdown"),
     ("annotations", "allowed"),
+    ("debug", "console"),
 ];
 
 /// `table.key`, or `key` at the top.

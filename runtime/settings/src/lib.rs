@@ -13,5 +13,6 @@ mod values;
 pub use annotation::{ANNOTATION_PREFIX, Annotation};
 pub use load::{DEFAULT_PATH, Error};
 pub use values::{
-    Accelerator, Annotations, EngineChoice, Fs, Jail, LogLevel, Paths, Qemu, Settings, Timeouts, Vm,
+    Accelerator, Annotations, Debug, EngineChoice, Fs, Jail, LogLevel, Paths, Qemu, Settings,
+    Timeouts, Vm,
 };

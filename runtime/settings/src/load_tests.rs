@@ -54,7 +54,8 @@ fn shipped_file_has_every_key_once() {
 fn every_key_is_read() {
     let settings = parse(
         "engine = 'qemu'\nlog_level = 'debug'\n[vm]\nmemory_mib = 300\nhuge_pages = true\n\
-         [qemu]\naccelerator = 'kvm'\n[annotations]\nallowed = ['io.isopod.cpus']\n",
+         [qemu]\naccelerator = 'kvm'\n[annotations]\nallowed = ['io.isopod.cpus']\n\
+         [debug]\nconsole = true\n",
     )
     .unwrap();
     assert_eq!(settings.engine, EngineChoice::Qemu);
@@ -63,6 +64,7 @@ fn every_key_is_read() {
     assert!(settings.vm.huge_pages);
     assert_eq!(settings.qemu.accelerator, Accelerator::Kvm);
     assert_eq!(settings.annotations.allowed, [Annotation::Cpus]);
+    assert!(settings.debug.console);
 }
 
 #[rstest]

@@ -29,6 +29,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// What a pod may choose for itself.
     pub annotations: Annotations,
+    /// Ways to look into a running pod.
+    pub debug: Debug,
 }
 
 /// What runs the virtual machine.
@@ -239,4 +241,12 @@ impl Timeouts {
 pub struct Annotations {
     /// Annotations that are honoured; none by default.
     pub allowed: Vec<Annotation>,
+}
+
+/// Ways to look into a running pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Debug {
+    /// Guests answer `isopod debug`.
+    pub console: bool,
 }

@@ -3,6 +3,7 @@
 //! Needs root, busybox (static) and a cgroup v2 tree; without one of them the tests say so and pass over.
 //! Run with `cargo test -p isopod-agent --features testing`.
 
+mod console;
 mod devices;
 mod guest;
 mod lifecycle;

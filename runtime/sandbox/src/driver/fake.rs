@@ -25,7 +25,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
 use crate::{
     LaunchReport, Sandbox, SandboxRequest,
     engine::{EngineError, Machine, console::Console},
-    guest::Guest,
+    guest::{Guest, Introduction},
     host::{HostError, pod_dir, record::RecordedProcess},
     launch::Ready,
     plan::plan_pod,
@@ -259,7 +259,11 @@ pub(super) async fn pod(state: &Path) -> FakePod {
     });
     let streams = serve(UnixListener::bind(paths.vsock()).unwrap(), agent.clone()).await;
     let limit = Duration::from_secs(2);
-    let (guest, greeting) = Guest::connect(paths.vsock(), limit, String::new())
+    let introduction = Introduction {
+        hostname: String::new(),
+        debug_console: false,
+    };
+    let (guest, greeting) = Guest::connect(paths.vsock(), limit, introduction)
         .await
         .unwrap();
     let report = LaunchReport {

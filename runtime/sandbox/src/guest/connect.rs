@@ -14,7 +14,7 @@ use super::GuestError;
 const ANSWER_LEN: usize = 32;
 
 /// A connection to `port` of the guest.
-pub(super) async fn connect(vsock: &Path, port: u32) -> Result<UnixStream, GuestError> {
+pub(crate) async fn connect(vsock: &Path, port: u32) -> Result<UnixStream, GuestError> {
     let failed = |source| GuestError::Connect { port, source };
     let mut stream = UnixStream::connect(vsock).await.map_err(failed)?;
     let request = format!("CONNECT {port}\n");

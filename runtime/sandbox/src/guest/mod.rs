@@ -1,6 +1,6 @@
 //! The agent in the guest: its calls in our types. The only place that knows the agent's messages.
 
-mod connect;
+pub(crate) mod connect;
 mod convert;
 mod error;
 mod events;
@@ -48,7 +48,15 @@ pub(crate) struct Guest {
     vsock: PathBuf,
     /// For one request.
     limit: Duration,
-    hostname: String,
+    introduction: Introduction,
+}
+
+/// What the agent is told of its pod.
+#[derive(Clone, Debug)]
+pub(crate) struct Introduction {
+    pub hostname: String,
+    /// It may listen for `isopod debug`.
+    pub debug_console: bool,
 }
 
 /// How much later than ours a deadline of the guest is.
@@ -61,14 +69,14 @@ impl Guest {
     pub async fn connect(
         vsock: PathBuf,
         limit: Duration,
-        hostname: String,
+        introduction: Introduction,
     ) -> Answer<(Self, Greeting)> {
         let client = client(&vsock, limit).await?;
         let guest = Self {
             client: Mutex::new(client),
             vsock,
             limit,
-            hostname,
+            introduction,
         };
         let greeting = guest.hello().await?;
         Ok((guest, greeting))
@@ -102,7 +110,8 @@ impl Guest {
             protocol_version: PROTOCOL_VERSION,
             realtime_ns: now_ns(),
             shared_tag: paths::SHARED_TAG.to_owned(),
-            hostname: self.hostname.clone(),
+            hostname: self.introduction.hostname.clone(),
+            debug_console: self.introduction.debug_console,
             ..Default::default()
         };
         let answer = self
