@@ -2,25 +2,12 @@
 //!
 //! After each attack the device's thread answers, rests, and serves a driver that starts over.
 
+mod devices;
 mod forged;
 
-use std::{
-    fs::File,
-    os::unix::net::{UnixDatagram, UnixListener},
-    time::Duration,
-};
+use std::time::Duration;
 
-use isopod_devices::{
-    balloon::Balloon,
-    blk::{Blk, BlkConfig, Disk, Engine},
-    console::Console,
-    mem::{AlwaysMapped, MIN_BLOCK, Mem, MemConfig},
-    net::{Net, NetConfig},
-    pmem::Pmem,
-    rate::RateLimit,
-    rng::Rng,
-    vsock::{VsockConfig, VsockDevice},
-};
+use isopod_devices::{balloon::Balloon, blk::Engine, console::Console, pmem::Pmem, rng::Rng};
 use isopod_virtio::{
     Control, Device, feature,
     testing::{Buffer, DriverQueue, GuestRam, MmioDriver},
@@ -70,65 +57,6 @@ fn under<D: Device>(device: D) -> Box<dyn Target> {
         control,
         queues,
     })
-}
-
-fn target(name: &str) -> Box<dyn Target> {
-    match name {
-        "rng" => under(Rng::default()),
-        "pmem" => under(Pmem::new(1 << 32, 2 << 20).unwrap()),
-        "balloon" => under(Balloon::default()),
-        "console" => under(Console::new().unwrap()),
-        "blk" | "blk by io_uring" => {
-            let file: File = tempfile::tempfile().unwrap();
-            file.set_len(1 << 20).unwrap();
-            let engine = match name {
-                "blk" => Engine::OneByOne,
-                _ => Engine::SideBySide,
-            };
-            let mut blk = Blk::new(BlkConfig {
-                engine,
-                ..BlkConfig::default()
-            })
-            .unwrap();
-            blk.insert(Disk::new(file).unwrap()).unwrap();
-            under(blk)
-        }
-        "mem" => {
-            let config = MemConfig {
-                start: MEMORY - 4 * MIN_BLOCK,
-                bytes: 4 * MIN_BLOCK,
-                block: MIN_BLOCK,
-            };
-            under(Mem::new(config, AlwaysMapped).unwrap())
-        }
-        "net" => {
-            let config = NetConfig {
-                mac: [2, 0, 0, 0, 0, 1],
-                mtu: 1500,
-                pairs: 1,
-                receive: RateLimit::default(),
-                send: RateLimit::default(),
-            };
-            let (ours, theirs) = UnixDatagram::pair().unwrap();
-            // Packets for the guest are always there.
-            theirs.set_nonblocking(true).unwrap();
-            while theirs.send(&[0; 100]).is_ok() {}
-            std::mem::forget(theirs);
-            let mut net = Net::new(config).unwrap();
-            net.join(vec![ours.into()]).unwrap();
-            under(net)
-        }
-        "vsock" => {
-            let dir = tempfile::tempdir().unwrap();
-            let listener = UnixListener::bind(dir.path().join("vsock.sock")).unwrap();
-            let config = VsockConfig {
-                guest_cid: 3,
-                connect_dir: dir.path().into(),
-            };
-            under(VsockDevice::new(config, listener).unwrap())
-        }
-        other => panic!("no device {other}"),
-    }
 }
 
 /// Features that need nothing of the host.
@@ -244,32 +172,7 @@ fn registers(driver: &mut MmioDriver, queues: &mut [DriverQueue], noise: &mut No
     }
 }
 
-#[rstest]
-fn a_device_withstands(
-    #[values(
-        "rng",
-        "pmem",
-        "balloon",
-        "console",
-        "blk",
-        "blk by io_uring",
-        "mem",
-        "net",
-        "vsock"
-    )]
-    name: &str,
-    #[values(true, false)] event_idx: bool,
-    #[values(
-        noise as Attack,
-        loops as Attack,
-        overlaps as Attack,
-        never_drained as Attack,
-        jumps as Attack,
-        registers as Attack
-    )]
-    attack: Attack,
-) {
-    let mut target = target(name);
+fn withstands(mut target: Box<dyn Target>, event_idx: bool, attack: Attack) {
     let count = target.queues();
     let mut random = Noise(0x9e37_79b9_7f4a_7c15);
     for _ in 0..2 {
@@ -294,4 +197,46 @@ fn a_device_withstands(
     std::thread::sleep(Duration::from_millis(40));
     let spent = target.thread_time() - before;
     assert!(spent < 20_000_000, "{spent} ns of 40 ms");
+}
+
+/// Everything, on each device.
+macro_rules! under_attack {
+    ($($device:ident: $make:expr;)*) => {$(
+        mod $device {
+            use super::*;
+
+            #[rstest]
+            fn withstands_attacks(
+                #[values(true, false)] event_idx: bool,
+                #[values(
+                    noise as Attack,
+                    loops as Attack,
+                    overlaps as Attack,
+                    never_drained as Attack,
+                    jumps as Attack,
+                    registers as Attack
+                )]
+                attack: Attack,
+            ) {
+                withstands($make, event_idx, attack);
+            }
+
+            #[test]
+            fn refuses_a_forged_state_or_lives_with_it() {
+                forged::check(|| $make);
+            }
+        }
+    )*};
+}
+
+under_attack! {
+    rng: under(Rng::default());
+    pmem: under(Pmem::new(1 << 32, 2 << 20).unwrap());
+    balloon: under(Balloon::default());
+    console: under(Console::new().unwrap());
+    blk: devices::blk(Engine::OneByOne);
+    blk_by_io_uring: devices::blk(Engine::SideBySide);
+    mem: devices::mem();
+    net: devices::net();
+    vsock: devices::vsock();
 }
