@@ -3,7 +3,7 @@
 //! The host's kernel believes much of it when it takes a guest's packet apart, so that it gets only
 //! what was negotiated and makes sense.
 
-use super::{CSUM, HOST_TSO4, HOST_TSO6};
+use super::device::{CSUM, HOST_TSO4, HOST_TSO6};
 
 /// Its length with `VERSION_1`.
 pub const HEADER: usize = 12;

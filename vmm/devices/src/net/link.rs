@@ -8,7 +8,10 @@ use std::{
 use isopod_memory::tap;
 use rustix::event::epoll;
 
-use super::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, pair::Pair};
+use super::{
+    device::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6},
+    pair::Pair,
+};
 
 /// A link; down when it has no pairs.
 #[derive(Debug)]

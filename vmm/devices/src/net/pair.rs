@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use super::{
-    Counters, MRG_RXBUF,
+    Counters,
+    device::MRG_RXBUF,
     header::{HEADER, clean, set_buffers},
 };
 use crate::rate::Limiter;

@@ -3,10 +3,16 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use isopod_virtio::testing::{Buffer, DriverQueue, GuestRam, MmioDriver, PATIENCE};
+use isopod_virtio::{
+    Device, feature,
+    testing::{Buffer, DriverQueue, GuestRam, MmioDriver, PATIENCE},
+};
 use rstest::rstest;
 
-use super::*;
+use super::{
+    device::{CTRL_VQ, MQ, MRG_RXBUF, STATUS},
+    *,
+};
 
 const ADDRESS: [u8; 6] = [2, 0, 0, 0, 0, 7];
 

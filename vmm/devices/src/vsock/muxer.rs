@@ -2,16 +2,19 @@
 //!
 //! Makes no system call but through [`Host`] and its streams.
 
+mod line;
+mod time;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     time::Instant,
 };
 
-use isopod_virtio::{Readable, Writable};
+use isopod_virtio::Readable;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    connection::{Connection, Packets, Verdict},
+    connection::{Connection, Verdict},
     credit::Budget,
     packet::{HOST_CID, Header, Op, TYPE_STREAM},
     seam::{ConnectError, FIRST_RESERVED_PORT, Host, Key, Readiness, Token},
@@ -21,10 +24,6 @@ use super::{
 /// Answers to packets that belong to no connection, waiting for room in the rx queue. When so many
 /// wait, nothing more is taken from the guest until it takes some.
 const MAX_RESETS: usize = 256;
-
-/// Resets that wait at most, with those that no packet of the guest caused; more are forgotten, as a
-/// guest that takes none will not miss them.
-const MAX_FORGETTABLE_RESETS: usize = 16 * 1024;
 
 /// Ports that the host's ends of its own connections get, as in Firecracker.
 const FIRST_LOCAL_PORT: u32 = 1 << 30;
@@ -305,99 +304,6 @@ impl<H: Host> Muxer<H> {
         }
     }
 
-    /// Time passes.
-    pub fn on_time(&mut self, now: Instant) {
-        while let Some(&(deadline, key)) = self.deadlines.first() {
-            if deadline > now {
-                break;
-            }
-            self.deadlines.pop_first();
-            if let Some(connection) = self.connections.get_mut(&key) {
-                let verdict = connection.give_up();
-                self.conclude(key, verdict);
-            }
-        }
-        if self.waiting.is_time(now) {
-            self.retry(now);
-        }
-    }
-
-    fn retry(&mut self, now: Instant) {
-        while let Some(first) = self.waiting.pop() {
-            if first.until <= now {
-                self.refuse(first.key);
-            } else if !self.try_connect(first.key, &first.request) {
-                self.waiting.put_back(first);
-                break;
-            }
-        }
-        self.waiting.set_time(now);
-    }
-
-    /// When [`on_time`](Self::on_time) is to be called next.
-    pub fn next_time(&self) -> Option<Instant> {
-        let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
-        [deadline, self.waiting.time()].into_iter().flatten().min()
-    }
-
-    /// Whether there may be a packet for the guest.
-    pub fn has_packets(&self) -> bool {
-        !self.resets.is_empty() || !self.line.is_empty()
-    }
-
-    /// How many bytes of room the next packets could use; 0 when they are not known to need any.
-    pub fn appetite(&self) -> usize {
-        let first = self.line.front().filter(|_| self.resets.is_empty());
-        first
-            .and_then(|(key, serial)| {
-                let connection = self.connections.get(key)?;
-                (connection.serial == *serial).then(|| connection.appetite())
-            })
-            .unwrap_or(0)
-    }
-
-    /// The next packets for the guest, the n-th with its payload (if any) already in the n-th of
-    /// `rooms`. Each room holds at least one byte.
-    pub fn next_packets(&mut self, rooms: &[Writable<'_>], now: Instant) -> Packets {
-        let packets = match self.resets.pop_front() {
-            Some(reset) => Packets::from_iter([reset]),
-            None => self.next_of_line(rooms, now),
-        };
-        self.counters.packets_to_guest += packets.len() as u64;
-        let bytes: u64 = packets.iter().map(|header| u64::from(header.len)).sum();
-        self.counters.bytes_to_guest += bytes;
-        packets
-    }
-
-    fn next_of_line(&mut self, rooms: &[Writable<'_>], now: Instant) -> Packets {
-        // Those who have nothing after all may queue up again at once, but are not asked twice.
-        for _ in 0..self.line.len() {
-            let Some((key, serial)) = self.line.pop_front() else {
-                break;
-            };
-            let Some(connection) = self.connections.get_mut(&key) else {
-                continue;
-            };
-            if connection.serial != serial {
-                continue;
-            }
-            connection.queued = false;
-            let before = connection.deadline();
-            let (mut packets, verdict) = connection.next_packets(rooms, now);
-            self.note_deadline(key, before);
-            self.conclude(key, verdict);
-            if !packets.is_empty() {
-                for header in &mut packets {
-                    header.src_cid = HOST_CID;
-                    header.dst_cid = self.guest_cid;
-                    header.kind = TYPE_STREAM;
-                }
-                return packets;
-            }
-        }
-        Packets::new()
-    }
-
     /// Does to a connection what its state calls for.
     fn conclude(&mut self, key: Key, verdict: Verdict) {
         match verdict {
@@ -473,42 +379,6 @@ impl<H: Host> Muxer<H> {
             });
         }
         Some(connection)
-    }
-
-    /// Keeps `deadlines` in step with a connection that may have changed its own.
-    fn note_deadline(&mut self, key: Key, before: Option<Instant>) {
-        let after = self.connections.get(&key).and_then(Connection::deadline);
-        if before != after {
-            if let Some(before) = before {
-                self.deadlines.remove(&(before, key));
-            }
-            if let Some(after) = after {
-                self.deadlines.insert((after, key));
-            }
-        }
-    }
-
-    fn refuse(&mut self, key: Key) {
-        self.counters.refused += 1;
-        self.reset(key);
-    }
-
-    fn reset(&mut self, key: Key) {
-        self.push_reset(Header {
-            src_cid: HOST_CID,
-            dst_cid: self.guest_cid,
-            src_port: key.host_port,
-            dst_port: key.guest_port,
-            kind: TYPE_STREAM,
-            op: Op::Rst as u16,
-            ..Header::default()
-        });
-    }
-
-    fn push_reset(&mut self, reset: Header) {
-        if self.resets.len() < MAX_FORGETTABLE_RESETS {
-            self.resets.push_back(reset);
-        }
     }
 }
 

@@ -3,8 +3,9 @@
 use std::{io, time::Duration};
 
 use isopod_memory::{AddressSpace, GuestAddress, GuestMemory, anonymous};
+use isopod_virtio::Writable;
 
-use super::*;
+use super::{line::MAX_FORGETTABLE_RESETS, *};
 use crate::vsock::{
     connection::{CLOSE_TIMEOUT, REQUEST_TIMEOUT, tests::FakeStream},
     waiting::{CONNECT_TIMEOUT, MAX_WAITING, RETRY},
