@@ -17,12 +17,17 @@ use nix::{
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::isopod("qemu_is_killed", qemu_killed).under_both_containerds(),
-    Case::isopod("qemu_is_killed_with_two_containers", two_containers),
+    Case::isopod("the_monitor_is_killed", monitor_killed)
+        .under_both_containerds()
+        .smoke_at_the_end(),
+    Case::isopod("the_monitor_is_killed_with_two_containers", two_containers),
     Case::isopod("the_file_server_is_killed", file_server_killed),
     Case::isopod("the_guest_kernel_panics", kernel_panics).with_probe(),
-    Case::isopod("qemu_is_stopped_and_the_task_killed", qemu_stopped),
-    Case::isopod("qemu_is_killed_during_a_stream", killed_streaming).with_probe(),
+    Case::isopod(
+        "the_monitor_is_stopped_and_the_task_killed",
+        monitor_stopped,
+    ),
+    Case::isopod("the_monitor_is_killed_during_a_stream", killed_streaming).with_probe(),
 ];
 
 fn kill_program(name: &str, signal: Signal) -> Result<()> {
@@ -34,13 +39,26 @@ fn kill_program(name: &str, signal: Signal) -> Result<()> {
     Ok(())
 }
 
+/// What a pod's guest runs in, whichever engine it is.
+const MONITORS: [&str; 2] = ["qemu-system-x86_64", "isopod-vmm"];
+
+fn kill_monitor(signal: Signal) -> Result<()> {
+    let mut runs = None;
+    for name in MONITORS {
+        if !procfs::named(name)?.is_empty() {
+            runs = Some(name);
+        }
+    }
+    kill_program(runs.context("no monitor runs")?, signal)
+}
+
 /// The virtual machine's processes are gone.
 fn nothing_runs() -> Result<()> {
     eventually(
         "the pod's processes are gone",
         Duration::from_secs(20),
         || {
-            let names = ["qemu-system-x86_64", "isopod-fs", "isopod-jail"];
+            let names = MONITORS.into_iter().chain(["isopod-fs", "isopod-jail"]);
             let mut left = Vec::new();
             for name in names {
                 left.extend(procfs::named(name)?);
@@ -97,12 +115,12 @@ fn ends(
     container.remove()
 }
 
-fn qemu_killed(bed: &Bed) -> Result<()> {
+fn monitor_killed(bed: &Bed) -> Result<()> {
     let container = bed.container().sleeping()?;
     ends(
         bed,
         &container,
-        || kill_program("qemu-system-x86_64", Signal::SIGKILL),
+        || kill_monitor(Signal::SIGKILL),
         "killed by signal",
     )
 }
@@ -125,7 +143,7 @@ fn two_containers(bed: &Bed) -> Result<()> {
     };
     let (pod, app) = (start("pod", "sandbox")?, start("app", "container")?);
     let mut events = bed.events()?;
-    kill_program("qemu-system-x86_64", Signal::SIGKILL)?;
+    kill_monitor(Signal::SIGKILL)?;
     exited(&mut events, "pod")?;
     exited(&mut events, "app")?;
     nothing_runs()?;
@@ -170,14 +188,14 @@ fn kernel_panics(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn qemu_stopped(bed: &Bed) -> Result<()> {
+fn monitor_stopped(bed: &Bed) -> Result<()> {
     // A virtual machine that hangs must not make the pod undeletable.
     bed.settings
         .borrow_mut()
         .set("timeouts", "request", 20)
         .set("timeouts", "shutdown", 1);
     let container = bed.container().sleeping()?;
-    kill_program("qemu-system-x86_64", Signal::SIGSTOP)?;
+    kill_monitor(Signal::SIGSTOP)?;
     let force = bed.ctr_run(["task", "delete", "--force", &container.id])?;
     if force.code != 0 {
         // Refused or timed out: then a second try, after the VM was given up, must succeed.
@@ -207,7 +225,7 @@ fn killed_streaming(bed: &Bed) -> Result<()> {
     let mut pipe = child.stdout.take().context("a pipe")?;
     let mut first = vec![0; 1_000_000];
     std::io::Read::read_exact(&mut pipe, &mut first)?;
-    kill_program("qemu-system-x86_64", Signal::SIGKILL)?;
+    kill_monitor(Signal::SIGKILL)?;
     std::io::copy(&mut pipe, &mut std::io::sink())?;
     check_eq!(child.wait()?.code(), Some(137));
     nothing_runs()?;

@@ -15,7 +15,9 @@ pub const CASES: &[Case] = &[
     Case::both("command_not_executable", not_executable),
     Case::both("exec_command_not_found", exec_not_found),
     Case::both("exec_command_not_executable", exec_not_executable),
-    Case::both("exec_passes_the_code_on", exec_code).under_both_containerds(),
+    Case::both("exec_passes_the_code_on", exec_code)
+        .under_both_containerds()
+        .smoke(),
 ];
 
 fn zero(bed: &Bed) -> Result<()> {

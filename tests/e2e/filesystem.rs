@@ -13,7 +13,7 @@ pub const CASES: &[Case] = &[
     Case::both("root_is_the_image", root),
     Case::both("root_is_writable_and_private", private_root),
     Case::both("read_only_root", read_only_root),
-    Case::both("bind_mount_read_write", bind_rw),
+    Case::both("bind_mount_read_write", bind_rw).smoke(),
     Case::both("bind_mount_read_only", bind_ro),
     Case::both("bind_mount_of_a_file", bind_file),
     Case::both("bind_mount_sees_changes_of_the_host", bind_live),

@@ -26,6 +26,7 @@ pub const CASES: &[Case] = &[
     Case::isopod("an_allowed_annotation_is_honoured", annotation),
     Case::isopod("guest_memory_follows_the_limit", memory_limit),
     Case::isopod("processors_follow_the_quota", processors),
+    Case::isopod("two_processors_run_its_programs", two_processors).smoke(),
     Case::isopod("has_only_a_loopback_interface", network),
 ];
 
@@ -265,6 +266,16 @@ fn processors(bed: &Bed) -> Result<()> {
         bed.container().flags(flags).run(["nproc"])?.ok()?.out(),
         "2\n"
     );
+    Ok(())
+}
+
+fn two_processors(bed: &Bed) -> Result<()> {
+    bed.settings.borrow_mut().set("vm", "cpus", 2);
+    // Field 39 of a process's stat is where it ran last; field 2 is the shell's name.
+    let script = "read -r online </sys/devices/system/cpu/online; echo $online; \
+        for mask in 1 2; do taskset $mask sh -c 'set -- $(cat /proc/self/stat); shift 38; echo $1'; done";
+    let out = bed.container().run(["sh", "-c", script])?.ok()?.out();
+    check_eq!(out, "0-1\n0\n1\n");
     Ok(())
 }
 

@@ -9,7 +9,6 @@ mod exit_codes;
 mod filesystem;
 mod guest;
 mod identity;
-mod kvm;
 mod limits;
 mod pods;
 mod posix;
@@ -42,7 +41,6 @@ const SUITE: Suite = Suite {
         ("debug", debug::CASES),
         ("guest", guest::CASES),
         ("identity", identity::CASES),
-        ("kvm", kvm::CASES),
         ("selftest", selftest::CASES),
         ("streams", streams::CASES),
         ("terminal", terminal::CASES),

@@ -14,8 +14,10 @@ use isopod_tests::{
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::both("stdout_and_stderr_stay_apart", apart).under_both_containerds(),
-    Case::both("stdin_is_read_to_its_end", stdin),
+    Case::both("stdout_and_stderr_stay_apart", apart)
+        .under_both_containerds()
+        .smoke(),
+    Case::both("stdin_is_read_to_its_end", stdin).smoke(),
     Case::both("stdin_of_an_exec", exec_stdin).under_both_containerds(),
     Case::both("no_stdin_is_end_of_file", no_stdin),
     Case::both("a_line_arrives_while_the_process_runs", interactive),

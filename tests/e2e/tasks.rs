@@ -13,7 +13,7 @@ pub const CASES: &[Case] = &[
     Case::both("pause_and_resume", pause).under_both_containerds(),
     Case::both("kill_with_each_signal", signals),
     Case::both("kill_all_reaches_every_process", kill_all).under_both_containerds(),
-    Case::both("kill_an_exec", kill_exec),
+    Case::both("kill_an_exec", kill_exec).smoke(),
     Case::both("kill_of_a_stopped_task_is_not_found", kill_stopped),
     Case::both("delete_of_a_running_task_is_refused", delete_running),
     Case::both("delete_by_force", delete_force).under_both_containerds(),

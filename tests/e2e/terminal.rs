@@ -7,7 +7,7 @@ use isopod_tests::{Bed, Case, check_eq, terminal::Terminal};
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::both("run_has_a_terminal_of_the_right_size", run_size),
+    Case::both("run_has_a_terminal_of_the_right_size", run_size).smoke(),
     Case::both("resize_reaches_the_process", run_resize).under_both_containerds(),
     Case::both("exec_has_a_terminal", exec_terminal).under_both_containerds(),
     Case::both("resize_reaches_an_exec", exec_resize),

@@ -178,6 +178,9 @@ pub struct Bed {
     pub dir: PathBuf,
     /// What isopod is told; written anew for every container.
     pub settings: RefCell<Settings>,
+    /// The pod that all containers from now on are of; none: each has its own, unless the case says
+    /// otherwise.
+    pub(crate) pod: RefCell<Option<String>>,
     containerd: RefCell<Containerd>,
     serial: Cell<u32>,
     layer: Vec<u8>,
@@ -197,6 +200,7 @@ impl Bed {
         let containerd = Containerd::start(&machine, &dir)?;
         let bed = Self {
             settings: RefCell::new(Settings::of(&machine)),
+            pod: RefCell::default(),
             machine,
             runtime,
             namespace,
@@ -288,6 +292,21 @@ impl Bed {
     pub fn log(&self) -> String {
         let bytes = fs::read(self.containerd.borrow().log()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Annotations by which a container joins the bed's pod, as Kubernetes gives them.
+    pub(crate) fn pod_arguments(&self) -> Vec<String> {
+        let pod = self.pod.borrow();
+        let joined = |pod: &String| {
+            [
+                "io.kubernetes.cri.container-type=container".to_owned(),
+                format!("io.kubernetes.cri.sandbox-id={pod}"),
+            ]
+        };
+        let annotations = pod.iter().flat_map(joined);
+        annotations
+            .flat_map(|annotation| ["--annotation".to_owned(), annotation])
+            .collect()
     }
 
     /// Arguments that select the runtime; for isopod, its configuration file is written now.

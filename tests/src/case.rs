@@ -15,6 +15,17 @@ pub enum On {
     Isopod,
 }
 
+/// Whether a case runs once more on isopod's own monitor: see [`crate::smoke`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Smoke {
+    /// It does not.
+    No,
+    /// In a pod that it shares with other such cases.
+    Shares,
+    /// The same, after all others: it ends the pod.
+    Ends,
+}
+
 /// One test.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -26,6 +37,7 @@ pub struct Case {
     pub(crate) alone: bool,
     pub(crate) probe: bool,
     newer: bool,
+    pub(crate) smoke: Smoke,
 }
 
 /// What one case runs under.
@@ -34,6 +46,8 @@ pub(crate) struct Variant {
     pub runtime: Runtime,
     /// Under the newer containerd.
     pub newer: bool,
+    /// On isopod's own monitor, whichever engine the others run on.
+    pub smoke: bool,
 }
 
 impl Case {
@@ -49,6 +63,7 @@ impl Case {
             alone: false,
             probe: false,
             newer: false,
+            smoke: Smoke::No,
         }
     }
 
@@ -97,35 +112,67 @@ impl Case {
         }
     }
 
+    /// It runs once more on isopod's own monitor, in a pod that all such cases share: it must not mind
+    /// containers beside its own.
+    pub const fn smoke(self) -> Self {
+        Self {
+            smoke: Smoke::Shares,
+            ..self
+        }
+    }
+
+    /// The same, but last: nothing of the pod runs when it is done.
+    pub const fn smoke_at_the_end(self) -> Self {
+        Self {
+            smoke: Smoke::Ends,
+            ..self
+        }
+    }
+
     pub(crate) fn variants(&self) -> impl Iterator<Item = Variant> + use<> {
-        let (on, newer) = (self.on, self.newer);
-        let variant = |runtime, newer| Variant { runtime, newer };
+        let variant = |runtime| Variant {
+            runtime,
+            newer: false,
+            smoke: false,
+        };
+        let isopod = variant(Runtime::Isopod);
+        let newer = Variant {
+            newer: true,
+            ..isopod
+        };
+        let smoke = Variant {
+            smoke: true,
+            ..isopod
+        };
         [
-            (on == On::Both).then_some(variant(Runtime::Runc, false)),
-            Some(variant(Runtime::Isopod, false)),
-            newer.then_some(variant(Runtime::Isopod, true)),
+            (self.on == On::Both).then_some(variant(Runtime::Runc)),
+            Some(isopod),
+            self.newer.then_some(newer),
+            (self.smoke != Smoke::No).then_some(smoke),
         ]
         .into_iter()
         .flatten()
     }
 
     pub(crate) fn full_name(&self, group: &str, variant: Variant) -> String {
-        let newer = if variant.newer {
-            "+newer-containerd"
-        } else {
-            ""
+        let on = match variant {
+            Variant { smoke: true, .. } => "+kvm-smoke",
+            Variant { newer: true, .. } => "+newer-containerd",
+            _ => "",
         };
-        format!("{}{newer}::{group}::{}", variant.runtime.name(), self.name)
+        format!("{}{on}::{group}::{}", variant.runtime.name(), self.name)
     }
 
     /// Why it cannot run here.
     pub(crate) fn obstacle(&self, machine: &Machine, variant: Variant) -> Option<String> {
         let isopod = (variant.runtime == Runtime::Isopod).then_some(Need::Isopod);
         let newer = variant.newer.then_some(Need::NewerContainerd);
+        let smoke = variant.smoke.then_some(Need::Kvm);
         [Need::Containers]
             .into_iter()
             .chain(isopod)
             .chain(newer)
+            .chain(smoke)
             .chain(self.needs.iter().copied())
             .find_map(|need| machine.lacks(need))
     }

@@ -89,6 +89,7 @@ impl<'b> Run<'b> {
             .arg("run")
             .args(mode)
             .args(&self.flags)
+            .args(self.bed.pod_arguments())
             .args(self.bed.runtime_arguments()?);
         command.args(&self.image).arg(&self.id).args(arguments);
         Ok(command)

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{Bed, procfs};
+use crate::{Bed, process::patient, procfs};
 
 /// Everything of a bed that a runtime could leave behind, one line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl Snapshot {
 
     /// Fails with what is there now and was not, unless it vanishes within a few seconds.
     pub fn assert_restored(&self, bed: &Bed) -> Result<()> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patient(PATIENCE);
         loop {
             let now = Self::take(bed)?;
             // `ctr` itself appears in a snapshot only when it is orphaned: it is not running now.

@@ -23,6 +23,7 @@ pub mod process;
 pub mod procfs;
 pub mod settings;
 pub mod shim;
+pub(crate) mod smoke;
 pub mod spec;
 pub mod suite;
 pub mod terminal;

@@ -4,12 +4,28 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+
+/// What all limits are multiplied by.
+static PATIENCE: AtomicU32 = AtomicU32::new(1);
+
+/// From now on everything that this process waits for may take so many times as long as is usual.
+pub(crate) fn be_patient(times: u32) {
+    PATIENCE.store(times, Ordering::Relaxed);
+}
+
+/// A limit, with the patience that was asked for.
+pub(crate) fn patient(limit: Duration) -> Duration {
+    limit.saturating_mul(PATIENCE.load(Ordering::Relaxed))
+}
 
 /// How a program ended, and what it said.
 #[derive(Clone, Debug)]
@@ -161,7 +177,7 @@ fn drain(chunks: &Receiver<Vec<u8>>, until: Instant) -> Vec<u8> {
 
 /// Waits for the end of a child; kills it and answers `None` when the limit passes.
 fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
-    let until = Instant::now() + limit;
+    let until = Instant::now() + patient(limit);
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(status) = child.try_wait()? {
@@ -183,7 +199,7 @@ pub fn eventually<T>(
     limit: Duration,
     mut question: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let until = Instant::now() + limit;
+    let until = Instant::now() + patient(limit);
     loop {
         if let Some(answer) = question().with_context(|| what.to_owned())? {
             return Ok(answer);
@@ -254,7 +270,7 @@ impl Background {
         if let Some(line) = self.seen.iter().find(|line| wanted(line)) {
             return Ok(line.clone());
         }
-        let until = Instant::now() + limit;
+        let until = Instant::now() + patient(limit);
         loop {
             match self
                 .lines

@@ -5,7 +5,7 @@ use std::{
     io::Write,
     process::ExitCode,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -16,12 +16,13 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde::Serialize;
 
 use crate::{
-    Bed, Machine,
+    Bed, Finished, Machine,
     bed::{self, Role},
     case::{Case, Variant},
     image::Files,
     leftovers::Snapshot,
     probe,
+    smoke::{self, Outcomes},
 };
 
 /// The groups of cases of one test program.
@@ -55,6 +56,9 @@ struct Shared {
     failed: Mutex<Vec<String>>,
     skipped: Mutex<Vec<String>>,
     unsteady: Mutex<Vec<String>>,
+    /// Cases that share one pod, as far as they are wanted.
+    smoke: Vec<String>,
+    smoked: OnceLock<Outcomes>,
 }
 
 impl Suite {
@@ -77,6 +81,7 @@ impl Suite {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             arguments.test_threads = Some(cores.clamp(2, 8));
         }
+        let wanted = |found: &Found| found.variant.smoke && selects(&arguments, &found.name);
         let shared = Arc::new(Shared {
             machine: Machine::find(),
             turn: RwLock::new(()),
@@ -84,20 +89,18 @@ impl Suite {
             failed: Mutex::default(),
             skipped: Mutex::default(),
             unsteady: Mutex::default(),
+            smoke: self.all().filter(wanted).map(|found| found.name).collect(),
+            smoked: OnceLock::new(),
         });
-        let mut trials = Vec::new();
-        for (group, cases) in self.groups {
-            for case in *cases {
-                for variant in case.variants() {
-                    let (case, shared) = (*case, Arc::clone(&shared));
-                    let name = case.full_name(group, variant);
-                    let told = name.clone();
-                    trials.push(Trial::ignorable_test(name, move || {
-                        shared.trial(&case, variant, &told)
-                    }));
-                }
-            }
-        }
+        let trial = |Found {
+                         name,
+                         case,
+                         variant,
+                     }: Found| {
+            let (shared, told) = (Arc::clone(&shared), name.clone());
+            Trial::ignorable_test(name, move || shared.trial(&case, variant, &told))
+        };
+        let trials = self.all().map(trial).collect();
         let conclusion = libtest_mimic::run(&arguments, trials);
         let take = |names: &Mutex<Vec<String>>| {
             std::mem::take(&mut *names.lock().unwrap_or_else(PoisonError::into_inner))
@@ -122,59 +125,95 @@ impl Suite {
         Ok(conclusion.exit_code())
     }
 
-    /// Runs one case: this process is the body of a bed.
-    fn body(&self, name: &str) -> Result<()> {
-        let mut found = self.groups.iter().flat_map(|(group, cases)| {
-            let named = move |case: &'static Case| {
-                case.variants()
-                    .map(move |variant| (case.full_name(group, variant), case, variant))
-            };
-            cases.iter().flat_map(named)
-        });
-        let (_, case, variant) = found
-            .find(|(full, ..)| full == name)
-            .context("no such case")?;
+    /// Every case, on everything that it runs on.
+    fn all(&self) -> impl Iterator<Item = Found> {
+        let variants = |group: &'static str, case: &'static Case| {
+            case.variants().map(move |variant| Found {
+                name: case.full_name(group, variant),
+                case: *case,
+                variant,
+            })
+        };
+        let groups = self.groups.iter();
+        groups.flat_map(move |(group, cases)| {
+            cases.iter().flat_map(move |case| variants(group, case))
+        })
+    }
+
+    /// Runs one case, or several that share a pod, a line for the name of each: this process is the body
+    /// of a bed.
+    fn body(&self, names: &str) -> Result<()> {
+        let named = |name| self.all().find(|found| found.name == name);
+        let found: Option<Vec<Found>> = names.lines().map(named).collect();
+        let found = found.context("no such case")?;
+        let first = found.first().context("no case")?;
         let mut machine = Machine::find();
-        if variant.newer {
+        if first.variant.newer {
             machine.containerd_dir = Some(machine.newer_containerd_dir.clone());
         }
         let mut files = Files::new();
-        if case.probe {
+        if found.iter().any(|found| found.case.probe) {
             files.insert(
                 probe::PATH.to_owned(),
                 probe::bytes(&probe::build(&machine)?)?,
             );
         }
-        let bed = Bed::enter(machine, variant.runtime, &files).context("make the bed")?;
-        let before = Snapshot::take(&bed)?;
-        let watched = bed.containerd().log();
-        let limit = limit_of(case);
-        std::thread::spawn(move || {
-            std::thread::sleep(limit);
-            let log = fs::read_to_string(watched).unwrap_or_default();
-            let processes = crate::procfs::processes().unwrap_or_default();
-            let processes: Vec<String> = processes
-                .iter()
-                .map(|p| format!("{} {} {}", p.pid, p.state, p.command_line))
-                .collect();
-            eprintln!(
-                "not done after {limit:?}\nprocesses:\n{}\n{}",
-                processes.join("\n"),
-                tail(&log)
-            );
-            std::process::exit(1);
-        });
-        let outcome = (case.body)(&bed).and_then(|()| before.assert_restored(&bed));
+        let bed = Bed::enter(machine, first.variant.runtime, &files).context("make the bed")?;
+        let outcome = if first.variant.smoke {
+            watch(&bed, patiently(smoke::limit(found.len())));
+            let cases = found.into_iter().map(|found| (found.name, found.case));
+            smoke::run(&bed, cases.collect())
+        } else {
+            watch(&bed, patiently(first.case.limit));
+            let before = Snapshot::take(&bed)?;
+            (first.case.body)(&bed).and_then(|()| before.assert_restored(&bed))
+        };
         outcome.map_err(|error| anyhow::anyhow!("{error:#}\n{}", tail(&bed.log())))
     }
 }
 
+/// One case on one of the things that it runs on.
+struct Found {
+    name: String,
+    case: Case,
+    variant: Variant,
+}
+
+/// Whether the arguments ask for a test of this name, as `libtest_mimic` decides it.
+fn selects(arguments: &Arguments, name: &str) -> bool {
+    let fits = |filter: &String| match arguments.exact {
+        true => name == filter,
+        false => name.contains(filter.as_str()),
+    };
+    arguments.filter.as_ref().is_none_or(fits) && !arguments.skip.iter().any(fits)
+}
+
+/// Ends this process, with what could explain it, when its time is over.
+fn watch(bed: &Bed, limit: Duration) {
+    let watched = bed.containerd().log();
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        let log = fs::read_to_string(watched).unwrap_or_default();
+        let processes = crate::procfs::processes().unwrap_or_default();
+        let processes: Vec<String> = processes
+            .iter()
+            .map(|p| format!("{} {} {}", p.pid, p.state, p.command_line))
+            .collect();
+        eprintln!(
+            "not done after {limit:?}\nprocesses:\n{}\n{}",
+            processes.join("\n"),
+            tail(&log)
+        );
+        std::process::exit(1);
+    });
+}
+
 /// `ISOPOD_TEST_PATIENCE` multiplies the limits, for slow machines.
-fn limit_of(case: &Case) -> Duration {
+fn patiently(limit: Duration) -> Duration {
     let patience = env::var("ISOPOD_TEST_PATIENCE")
         .ok()
         .and_then(|text| text.parse().ok());
-    case.limit * patience.unwrap_or(1)
+    limit * patience.unwrap_or(1)
 }
 
 /// The end of containerd's log, for a case that failed.
@@ -196,14 +235,21 @@ impl Shared {
             push(&self.skipped, format!("{name}: {why}"));
             return Ok(Completion::ignored_with(why));
         }
-        let outcome = if case.alone {
+        let outcome = if variant.smoke {
+            let outcomes = self.smoked.get_or_init(|| self.smoke());
+            smoke::outcome(outcomes, name)
+        } else if case.alone {
             let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
             self.in_bed(case, name)
         } else {
             let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
             self.in_bed(case, name)
         };
-        let outcome = outcome.or_else(|error| self.again(case, name, &error));
+        let outcome = match outcome {
+            // They have had their second try.
+            Err(error) if !variant.smoke => self.again(case, name, &error),
+            outcome => outcome,
+        };
         outcome.map(|()| Completion::Completed).map_err(|error| {
             push(&self.failed, name.to_owned());
             Failed::from(format!("{error:#}"))
@@ -224,13 +270,29 @@ impl Shared {
         if case.probe {
             probe::build(&self.machine)?;
         }
-        let number = self.beds.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("isopod-test-{}-{number}", std::process::id());
-        let finished = bed::make(name, &namespace, limit_of(case) + Duration::from_secs(20))?;
+        let finished = self.bed(name, patiently(case.limit))?;
         if finished.code != 0 {
             anyhow::bail!("{}{}", finished.out(), finished.err());
         }
         Ok(())
+    }
+
+    fn bed(&self, names: &str, limit: Duration) -> Result<Finished> {
+        let number = self.beds.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("isopod-test-{}-{number}", std::process::id());
+        bed::make(names, &namespace, limit + Duration::from_secs(20))
+    }
+
+    /// All cases that share a pod, nothing beside it: an interpreted kernel needs all processors there are.
+    fn smoke(&self) -> Outcomes {
+        let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let (outcomes, unsteady) = smoke::with_second_try(&self.smoke, |names| {
+            self.bed(&names.join("\n"), patiently(smoke::limit(names.len())))
+        });
+        for name in unsteady {
+            push(&self.unsteady, name);
+        }
+        outcomes
     }
 }
 
