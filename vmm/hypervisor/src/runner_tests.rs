@@ -100,6 +100,7 @@ fn boot(code: &[u8], file: Option<FileMapping>) -> Option<Rig> {
     if let Some(file) = file {
         vm.map_file(FILE, file).unwrap();
     }
+    vm.create_interrupt_controllers().unwrap();
     let vcpu = vm.create_vcpu(0, 1).unwrap();
     let entry = Entry {
         instruction: CODE,

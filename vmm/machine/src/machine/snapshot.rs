@@ -80,7 +80,7 @@ impl Builder {
     /// # Errors
     /// The state is another machine's, or the host refuses.
     pub fn restore(
-        self,
+        mut self,
         state: MachineState,
         console: Box<dyn Write + Send>,
         prepare: &Prepare,
