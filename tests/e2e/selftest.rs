@@ -39,17 +39,9 @@ const KINDS: &[&str] = &["balloon", "blk", "fs", "mem", "net", "rng", "vsock"];
 
 fn devices(bed: &Bed) -> Result<()> {
     let monitor = bed.machine.bin_dir.join("isopod-vmm");
-    let probed = run(
-        Command::new(&monitor).arg("probe"),
-        None,
-        Duration::from_secs(60),
-    )?
-    .ok()?
-    .out();
-    let scale = if probed.contains("\"emulated_supervisor\":true") {
-        1
-    } else {
-        16
+    let scale = match bed.machine.interprets_kernels()? {
+        Some(_) => 1,
+        None => 16,
     };
     let disk = bed.dir.join("selftest.disk");
     File::create(&disk)?.set_len(16 << 20)?;

@@ -1,10 +1,12 @@
 //! `isopod-bench`: how fast and how small, as a table and as JSON in `target/bench/`.
 //!
-//! Runs in a bed like any case. Arguments select sections by name (start, tasks, memory, files, channel, monitor); none:
+//! Runs in a bed like any case. Arguments select sections by name (start, tasks, memory, files, channel,
+//! monitor, devices); none:
 //! all. `ISOPOD_BENCH_ROUNDS` is the number of starts (default 9).
 #![forbid(unsafe_code)]
 
 mod channel;
+mod devices;
 mod files;
 mod memory;
 mod monitor;
@@ -36,6 +38,7 @@ const SECTIONS: &[Section] = &[
     ("files", files::measure),
     ("channel", channel::measure),
     ("monitor", monitor::measure),
+    ("devices", devices::measure),
 ];
 
 fn main() -> ExitCode {
@@ -72,9 +75,18 @@ fn outside(arguments: &[String]) -> Result<ExitCode> {
     }
     eprintln!("building the probe ...");
     probe::build(&machine)?;
+    if selects(&arguments.join(","), "devices") {
+        eprintln!("building the benchmark of devices ...");
+        devices::build()?;
+    }
     let namespace = format!("isopod-bench-{}", std::process::id());
     let code = bed::make_shown(&arguments.join(","), &namespace)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Whether a section is among those that were asked for; none: all are.
+fn selects(selected: &str, section: &str) -> bool {
+    selected.is_empty() || selected.split(',').any(|word| word == section)
 }
 
 /// The body of the bed.
@@ -90,7 +102,7 @@ fn inside(selected: &str) -> Result<()> {
     bed.settings.borrow_mut().set("", "log_level", "\"info\"");
     fs::create_dir_all(&out)?;
     for (name, measure) in SECTIONS {
-        if !selected.is_empty() && !selected.split(',').any(|word| word == *name) {
+        if !selects(selected, name) {
             continue;
         }
         eprintln!("measuring: {name} ...");

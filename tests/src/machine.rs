@@ -3,9 +3,15 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
 };
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::process;
 
 /// Something that a case cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -134,6 +140,20 @@ impl Machine {
                 (!path.exists()).then(|| format!("needs {VIRTIOFSD} (package qemu-system-common)"))
             }
         }
+    }
+
+    /// Whether the monitor finds that guests' kernels do not run on the processor itself: then, how many of
+    /// their instructions this machine's KVM interprets in a second.
+    ///
+    /// # Errors
+    /// The monitor cannot look.
+    pub fn interprets_kernels(&self) -> Result<Option<f64>> {
+        let mut probe = Command::new(self.bin_dir.join("isopod-vmm"));
+        let limit = Duration::from_secs(60);
+        let told = process::run(probe.arg("probe"), None, limit)?.ok()?.out();
+        let told: Value = serde_json::from_str(&told).context("the monitor's probe")?;
+        let speed = told["instructions_per_second"].as_f64();
+        Ok(speed.filter(|_| told["emulated_supervisor"] == true))
     }
 
     /// Where a program is: containerd's own directory first, then `PATH`.
