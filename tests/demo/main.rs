@@ -4,11 +4,12 @@
 //! It uses the test framework's bed, so that nothing stays behind whatever happens.
 #![forbid(unsafe_code)]
 
+mod progress;
 mod report;
 
 use std::{
     io::{IsTerminal, Write},
-    process::{Command, ExitCode},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -20,11 +21,14 @@ use isopod_tests::{
     process, procfs,
 };
 
+use progress::Progress;
 use report::{Launched, Row, table};
 
 /// What the container does: says where it is, then stays until its input ends.
 const COMMAND: &str = "echo \"hello from a container of $(hostname)\"; \
     echo \"kernel: $(uname -r)\"; echo \"processes: $(ls -d /proc/[0-9]* | wc -l)\"; cat >/dev/null";
+/// Of the guest's kernel, from its entry to the container's first output.
+const INSTRUCTIONS: f64 = 135e6;
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The same where the guest's kernel is interpreted, a thousand times slower than its programs.
@@ -61,20 +65,27 @@ fn outside() -> Result<i32> {
 fn demonstrate() -> Result<()> {
     let machine = Machine::find();
     step("an OCI image of a static busybox");
-    let interpreted = machine.engine == "kvm" && interprets_kernels(&machine)?;
+    let interpreted = match machine.engine.as_str() {
+        "kvm" => machine.interprets_kernels()?,
+        _ => None,
+    };
     let bed = Bed::enter(machine, Runtime::Isopod, &Files::new())?;
     let patience = match interpreted {
-        true => {
-            step(
-                "this machine's KVM interprets guests' kernels: what takes a second elsewhere takes minutes",
-            );
+        Some(speed) => {
+            step(&format!(
+                "this machine's KVM emulates supervisor mode: it interprets guests' kernels, {:.1} million \
+                 instructions a second. What takes a second elsewhere takes about {:.0} here (with ENGINE=qemu: \
+                 one or two)",
+                speed / 1e6,
+                INSTRUCTIONS / speed
+            ));
             bed.settings
                 .borrow_mut()
                 .set("timeouts", "boot", LONG_PATIENCE.as_secs())
                 .set("timeouts", "request", LONG_PATIENCE.as_secs());
             LONG_PATIENCE
         }
-        false => PATIENCE,
+        None => PATIENCE,
     };
     let container = bed.container().named("hello");
     step("ctr run --rm --runtime io.containerd.isopod.v2 IMAGE hello sh -c ...");
@@ -83,9 +94,11 @@ fn demonstrate() -> Result<()> {
     let mut events = bed.events()?;
     let began = Instant::now();
     let mut running = container.background(["sh", "-c", COMMAND])?;
+    let progress = Progress::start(bed.containerd().log());
     let first = running
         .line(patience, |line| line.starts_with("hello "))
         .with_context(|| bed.log())?;
+    drop(progress);
     let first_output = began.elapsed();
     events.wait_within(patience, "/tasks/start", |event| {
         event.text("container_id") == container.id()
@@ -127,16 +140,6 @@ fn demonstrate() -> Result<()> {
         table("memory of the pod on the host (PSS)", "KiB", &memory)
     );
     Ok(())
-}
-
-/// Whether the monitor finds that guests' kernels do not run on the processor itself.
-fn interprets_kernels(machine: &Machine) -> Result<bool> {
-    let mut probe = Command::new(machine.bin_dir.join("isopod-vmm"));
-    let told = process::run(probe.arg("probe"), None, PATIENCE)?
-        .ok()?
-        .out();
-    let told: serde_json::Value = serde_json::from_str(&told).context("the monitor's probe")?;
-    Ok(told["emulated_supervisor"] == true)
 }
 
 /// What each host process of the pod holds. QEMU's includes the guest's memory as far as it is touched.
