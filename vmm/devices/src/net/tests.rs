@@ -336,3 +336,27 @@ fn a_link_needs_a_tap_queue_for_every_pair() {
         Err(NetError::System { .. })
     ));
 }
+
+#[test]
+fn a_full_wire_drops_and_the_driver_goes_on() {
+    let mut rig = rig();
+    let frame = packet(&[7; 60]);
+    let at = rig.driver.ram.allocate(frame.len() as u64);
+    rig.driver.ram.write(at, &frame);
+    let mut sent = 0;
+    while rig.counter("tx_dropped") == 0 {
+        assert!(sent < 100_000, "the wire takes everything");
+        rig.queues[1].offer(&[Buffer::Readable(at, frame.len() as u32)]);
+        rig.driver.notify(1);
+        rig.driver.used(&mut rig.queues[1]);
+        sent += 1;
+    }
+    // What fitted is there, and then there is room again.
+    assert_eq!(rig.counter("tx_packets"), sent - 1);
+    for _ in 1..sent {
+        assert_eq!(rig.on_wire(0), frame);
+    }
+    let after = packet(&[9; 61]);
+    rig.send(1, &after);
+    assert_eq!(rig.on_wire(0), after);
+}
