@@ -74,7 +74,7 @@ fn demonstrate() -> Result<()> {
         Some(speed) => {
             step(&format!(
                 "this machine's KVM emulates supervisor mode: it interprets guests' kernels, {:.1} million \
-                 instructions a second. What takes a second elsewhere takes about {:.0} here (with ENGINE=qemu: \
+                 instructions a second. What takes a second elsewhere takes about {:.0} s here (with ENGINE=qemu: \
                  one or two)",
                 speed / 1e6,
                 INSTRUCTIONS / speed
