@@ -10,6 +10,7 @@ mod filesystem;
 mod guest;
 mod identity;
 mod limits;
+mod lives;
 mod pods;
 mod posix;
 mod selftest;
@@ -31,6 +32,7 @@ const SUITE: Suite = Suite {
         ("exit_codes", exit_codes::CASES),
         ("filesystem", filesystem::CASES),
         ("limits", limits::CASES),
+        ("lives", lives::CASES),
         ("tasks", tasks::CASES),
         ("pods", pods::CASES),
         ("posix", posix::CASES),

@@ -1,4 +1,4 @@
-//! More of what a container may do to its pod: full disks, devices, mounts, settings, many lives. The
+//! More of what a container may do to its pod: many processes, full disks, devices, mounts, settings. The
 //! pod's quiet container is asked after each.
 
 use std::{
@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use isopod_tests::{
-    Bed, Case, check_contains, check_eq, process,
-    shim::{Empty, Shim, api},
+    Bed, Case, check_contains, check_eq,
+    process::{self, eventually},
     spec::{privilege, spec},
 };
 use serde_json::json;
@@ -18,14 +18,42 @@ use crate::abuse::{POD, SLEEP, all_capabilities, is_well, member};
 
 /// The cases.
 pub const CASES: &[Case] = &[
+    Case::both("ten_thousand_zombies", zombies).within(240),
     Case::isopod("every_device_is_opened", devices).within(300),
     Case::both("full_disks", full_disks).within(180),
     Case::both("sigterm_is_ignored", ignores_sigterm),
     Case::both("output_is_closed_early", closes_output),
     Case::isopod("everything_is_mounted_anew", remounts).within(180),
     Case::both("kernel_settings_are_written", settings).within(180),
-    Case::both("a_thousand_short_lives", short_lives).within(600),
 ];
+
+/// Children of init, which is `sleep` and does not know that it has any: each waits for the end of its own
+/// parent, which alone keeps the pipe open for writing.
+const NEST: &str = "mkfifo /tmp/f; b=0; while [ $b -lt 50 ]; do \
+     (exec 3<>/tmp/f; i=0; while [ $i -lt 201 ]; do (exec 4</tmp/f 3<&-; read x <&4) & i=$((i+1)); done); \
+     b=$((b+1)); done";
+
+fn zombies(bed: &Bed) -> Result<()> {
+    let quiet = member(bed, POD, SLEEP, |_| {})?;
+    let nest = member(bed, "nest", SLEEP, |_| {})?;
+    let began = Instant::now();
+    let mut fork = nest.exec_command(&[], ["sh", "-c", NEST]);
+    process::run(&mut fork, None, Duration::from_secs(300))?.ok()?;
+    eventually("10 000 zombies", Duration::from_secs(60), || {
+        let told = bed.ctr_run(["task", "metrics", "nest"])?.ok()?.out();
+        let count = told
+            .lines()
+            .find_map(|line| line.strip_prefix("pids.current "));
+        let count: u32 = count.unwrap_or("0").trim().parse()?;
+        Ok((count > 10_000).then_some(()))
+    })?;
+    eprintln!("10 000 zombies after {:?}", began.elapsed());
+    is_well(&quiet)?;
+    check_eq!(nest.output(["echo", "still"])?, "still");
+    nest.end()?;
+    is_well(&quiet)?;
+    quiet.end()
+}
 
 /// Character and block devices of every major number, made and opened.
 const OPENS: &str = "cd /tmp; for kind in c b; do for major in $(seq 0 255); do for minor in 0 1 2 64 223; do \
@@ -157,58 +185,4 @@ fn settings(bed: &Bed) -> Result<()> {
     is_well(&quiet)?;
     writer.end()?;
     quiet.end()
-}
-
-/// Asked directly: a thousand calls of `ctr` would be most of it.
-fn short_lives(bed: &Bed) -> Result<()> {
-    let rootfs = bed.rootfs()?;
-    let spec_of = |id: &str, command: &[&str]| {
-        let mut spec = spec(&rootfs, &format!("/{}/{id}", bed.namespace), command);
-        let kind = if id == POD { "sandbox" } else { "container" };
-        spec["annotations"] = crate::abuse::annotations(kind);
-        spec
-    };
-    let first = spec_of(POD, &["sleep", "100000"]);
-    let shim = Shim::start(bed, POD, &first)?;
-    let mut caller = shim.caller()?;
-    caller.ask::<Empty>("Create", &shim.creation(POD, &first)?)?;
-    caller.start(POD, "")?;
-    let mut life = |id: &str, exec: &str, code: u32| -> Result<()> {
-        caller.start(id, exec)?;
-        check_eq!(caller.wait(id, exec)?, code, "{id} {exec}");
-        check_eq!(caller.delete(id, exec)?, code, "{id} {exec}");
-        Ok(())
-    };
-    let began = Instant::now();
-    for number in 0..containers() {
-        let id = format!("short{number}");
-        let made = shim.creation(&id, &spec_of(&id, &["sh", "-c", "exit 7"]))?;
-        shim.caller()?.ask::<Empty>("Create", &made)?;
-        life(&id, "", 7)?;
-    }
-    let took = began.elapsed();
-    eprintln!("{} containers took {took:?}", containers());
-    let began = Instant::now();
-    for number in 0..EXECS {
-        let exec = format!("e{number}");
-        shim.caller()?.exec(POD, &exec, &["sh", "-c", "exit 8"])?;
-        life(POD, &exec, 8)?;
-    }
-    eprintln!("{EXECS} execs took {:?}", began.elapsed());
-    let request = api::PidsRequest {
-        id: POD.to_owned(),
-        ..api::PidsRequest::default()
-    };
-    let pids: api::PidsResponse = caller.ask("Pids", &request)?;
-    check_eq!(pids.processes.len(), 1, "processes of the pod");
-    caller.end(POD)?;
-    shim.shut_down(POD)
-}
-
-const EXECS: u32 = 1000;
-
-/// A thousand by `ISOPOD_SHORT_LIVES=1000`; a container costs a software CPU a few tenths of a second.
-fn containers() -> u32 {
-    let asked = std::env::var("ISOPOD_SHORT_LIVES").ok();
-    asked.and_then(|text| text.parse().ok()).unwrap_or(100)
 }

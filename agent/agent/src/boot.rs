@@ -15,6 +15,7 @@ use isopod_protocol::paths;
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socket_with},
+    process::{Resource, Rlimit, setrlimit},
 };
 
 /// Root of the cgroup tree.
@@ -113,12 +114,47 @@ pub(crate) fn boot() -> Result<(), BootError> {
         }
     })?;
     Tree::new(CGROUPS).delegate()?;
+    lift_limits();
     bring_up(LOOPBACK).map_err(BootError::Loopback)?;
     // Every line of ours must reach the console; the default limits how often /dev/kmsg is written.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
     // oom_score_adj stays as it is: the kernel never chooses PID 1, and containers would inherit a value
     // that makes them unkillable, so that a full cgroup hangs (mm/oom_kill.c, oom_unkillable_task).
     Ok(())
+}
+
+/// Limits that the kernel chooses for a whole machine by the memory that it finds at boot: tasks, open files.
+/// A container is limited by its cgroup, which is charged for what it makes the kernel keep; and memory can
+/// be added later. What systemd makes of them on a host.
+const LIFTED: &[(&str, &str)] = &[
+    ("/proc/sys/kernel/pid_max", "4194304"),
+    ("/proc/sys/kernel/threads-max", "4194304"),
+    ("/proc/sys/fs/file-max", "9223372036854775807"),
+];
+
+/// As containerd's own limits on a host, which its containers inherit unless `process.rlimits` says
+/// otherwise: the kernel gives its first process those of a small machine.
+const INHERITED: &[(Resource, Option<u64>, Option<u64>)] = &[
+    (Resource::Nofile, Some(1 << 20), Some(1 << 20)),
+    (Resource::Nproc, None, None),
+    (Resource::Sigpending, None, None),
+];
+
+fn lift_limits() {
+    for (file, value) in LIFTED {
+        if let Err(e) = fs::write(file, value) {
+            crate::log::error(&format!("write {value} to {file}: {e}"));
+        }
+    }
+    for (resource, current, maximum) in INHERITED {
+        let limit = Rlimit {
+            current: *current,
+            maximum: *maximum,
+        };
+        if let Err(e) = setrlimit(*resource, limit) {
+            crate::log::error(&format!("set the limit {resource:?}: {e}"));
+        }
+    }
 }
 
 fn make_directory(path: &str, mode: u32) -> Result<(), BootError> {
