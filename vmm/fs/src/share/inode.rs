@@ -18,12 +18,12 @@
 //! server could open any file of the host's file systems; and overlayfs does not support it.)
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     ffi::{CStr, CString},
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -32,7 +32,10 @@ use std::{
 use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
 use rustix::fs::{FileType, Statx};
 
-use super::identity::{Identity, Reached, stat_by_name};
+use super::{
+    held::Held,
+    identity::{Identity, Reached, stat_by_name},
+};
 
 /// A guest that remembers more than this is told ENFILE. At about 250 bytes each, well above what
 /// a guest's memory allows its kernel to remember.
@@ -153,9 +156,8 @@ struct Remembered {
 pub(super) struct Inodes {
     table: RwLock<Table>,
     root: Arc<Inode>,
-    /// Inodes that are held by a descriptor, in the order in which they will be looked at when some
-    /// must be let go.
-    held: Mutex<VecDeque<Weak<Inode>>>,
+    /// Inodes that are held by a descriptor.
+    held: Mutex<Held<Inode>>,
     limit: usize,
     /// How many may be held before some are let go: the limit, or more if not enough could be.
     look_at: AtomicUsize,
@@ -197,6 +199,10 @@ impl Inodes {
 
     fn write(&self) -> RwLockWriteGuard<'_, Table> {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held<Inode>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The inode behind the guest's number.
@@ -299,7 +305,13 @@ impl Inodes {
         }
         // Closing a descriptor can take long (the last one of an unlinked file): not under the lock.
         drop(table);
-        drop(forgotten);
+        if let Some(inode) = forgotten {
+            let was_held = inode.way().fd.is_some();
+            drop(inode);
+            if was_held {
+                self.held().forgot_one();
+            }
+        }
     }
 
     /// The guest has unmounted.
@@ -320,6 +332,7 @@ impl Inodes {
         self.let_go.store(0, Ordering::Relaxed);
         drop(table);
         drop(forgotten);
+        self.held().clear();
     }
 
     /// To be held while `names` are taken away or change their meaning. Inodes that could not be
@@ -390,8 +403,8 @@ impl Inodes {
 
     /// Counts one more inode that is held, and lets others go if these are too many.
     fn hold(&self, inode: &Arc<Inode>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.push_back(Arc::downgrade(inode));
+        let mut held = self.held();
+        held.push(inode);
         if held.len() <= self.look_at.load(Ordering::Relaxed) {
             return;
         }
@@ -403,11 +416,11 @@ impl Inodes {
             if held.len() <= target {
                 break;
             }
-            match held.pop_front().map(|weak| weak.upgrade()) {
+            match held.pop() {
                 None => break,
                 Some(None) => {}
                 Some(Some(inode)) if inode.used.swap(false, Ordering::Relaxed) => {
-                    held.push_back(Arc::downgrade(&inode));
+                    held.push(&inode);
                 }
                 Some(Some(inode)) => candidates.push(inode),
             }
@@ -419,7 +432,7 @@ impl Inodes {
                 kept.push(Arc::downgrade(&inode));
             }
         }
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held();
         held.extend(kept);
         // So that a guest which holds on to unlinked files does not cost a search for each new one.
         let next = self.limit.max(held.len().saturating_add(self.limit / 16));

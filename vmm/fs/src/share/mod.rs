@@ -34,6 +34,7 @@ pub mod extra;
 mod file;
 mod fuse;
 mod handle;
+mod held;
 mod identity;
 mod inode;
 pub mod name;
