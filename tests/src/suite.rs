@@ -274,6 +274,10 @@ impl Shared {
         if finished.code != 0 {
             anyhow::bail!("{}{}", finished.out(), finished.err());
         }
+        // What a case measured on its way, for whoever wants to see it.
+        if env::var_os("ISOPOD_TEST_SHOW").is_some() {
+            eprint!("{name}:\n{}", finished.err());
+        }
         Ok(())
     }
 
