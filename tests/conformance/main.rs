@@ -9,8 +9,10 @@
 mod bundle;
 mod calls;
 mod dropped;
+mod fields;
 mod subject;
 mod table;
+mod types;
 
 use std::process::ExitCode;
 
@@ -32,12 +34,13 @@ macro_rules! groups {
         const CASES: &[Case] = &[
             Case::both("calls", task_calls).within(600),
             Case::both("dropped", dropped_calls).within(600),
+            Case::isopod("types", types::run).within(600),
             $(Case::both(stringify!($name), $name).within(600).under_both_containerds()),*
         ];
     };
 }
 
-groups![process, mounts, resources, namespaces];
+groups![process, mounts, resources, namespaces, fields];
 
 /// The Task API's table.
 const CALLS: &str = include_str!("cases/calls.toml");

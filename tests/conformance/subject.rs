@@ -367,7 +367,8 @@ fn process() -> Value {
     json!({ "cwd": "/", "args": ["sleep", "100000"], "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } })
 }
 
-fn spec_of(bed: &Bed, id: &str, terminal: bool) -> Result<Value> {
+/// The specification of a container that sleeps.
+pub fn spec_of(bed: &Bed, id: &str, terminal: bool) -> Result<Value> {
     let rootfs = bed.dir.join("disk/calls");
     if !rootfs.exists() {
         bed.unpack(&rootfs)?;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::{
     bundle::{self, Volume},
     calls,
+    fields::Shown,
 };
 
 /// A file of cases.
@@ -30,6 +31,8 @@ pub struct Case {
     pub patch: String,
     /// A script for the container's shell. Without it the patch gives the arguments.
     pub run: Option<String>,
+    /// Which field the bad value is of, where the patch has others too.
+    field: Option<String>,
     /// Where it does not run: the only runtime that can.
     only: Option<String>,
     /// The first containerd, as in `1.7`, whose copy of the specification has the field: older ones drop
@@ -109,8 +112,9 @@ pub fn check(tables: &[(&str, &str)], calls: &str, explanations: &str) -> Result
         .lines()
         .filter_map(|line| line.strip_prefix("## "))
         .collect();
-    let (mut both, mut differences) = (0, String::new());
+    let (mut both, mut single, mut differences) = (0, 0, String::new());
     let mut used = BTreeSet::new();
+    let mut shown = Shown::default();
     for (group, text) in tables {
         let cases = parse(text).with_context(|| format!("cases/{group}.toml"))?;
         let mut names = BTreeSet::new();
@@ -126,7 +130,15 @@ pub fn check(tables: &[(&str, &str)], calls: &str, explanations: &str) -> Result
             }
             if case.only.is_none() {
                 both += 1;
+            } else {
+                single += 1;
             }
+            let refused = |runtime| case.runs_on(runtime) && case.expected(runtime).fails.is_some();
+            let fails = refused(Runtime::Isopod) || refused(Runtime::Runc);
+            let works = !refused(Runtime::Isopod) && case.runs_on(Runtime::Isopod);
+            shown
+                .add(&case.patch, works, fails, case.field.as_deref())
+                .with_context(|| name.clone())?;
             if case.only.is_none() && case.isopod.is_none() {
                 ensure!(
                     case.why.is_none(),
@@ -148,6 +160,7 @@ pub fn check(tables: &[(&str, &str)], calls: &str, explanations: &str) -> Result
             writeln!(differences, "  {name}: {what}: {why}")?;
         }
     }
+    let fields = shown.check()?;
     let (rows, differing) = calls::differences(calls)?;
     for (name, why) in differing {
         ensure!(
@@ -161,7 +174,8 @@ pub fn check(tables: &[(&str, &str)], calls: &str, explanations: &str) -> Result
         bail!("docs/conformance.md explains {unused:?}, which no case shows");
     }
     Ok(format!(
-        "{both} bundles and {rows} calls for both runtimes; where they differ:\n{differences}"
+        "{both} bundles for both runtimes and {single} for one, {fields} fields of the specification, {rows} calls; \
+         where the runtimes differ:\n{differences}"
     ))
 }
 

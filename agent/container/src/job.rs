@@ -74,6 +74,16 @@ pub(crate) enum Task {
     },
 }
 
+impl Task {
+    /// The process that is to be; a specification without one is refused elsewhere.
+    pub(crate) fn process(&self) -> Option<&Process> {
+        match self {
+            Self::Create { spec, .. } => spec.process().as_ref(),
+            Self::Exec { process, .. } => Some(process),
+        }
+    }
+}
+
 /// What `init` tells. One message each.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Told {

@@ -324,8 +324,10 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
             if hook.timeout().is_some_and(|seconds| seconds <= 0) {
                 return Err(invalid(field("timeout"), "it is not greater than zero"));
             }
-            for text in some(hook.args()).iter().chain(some(hook.env())) {
-                no_nul(&field("args"), text)?;
+            for (list, part) in [(hook.args(), "args"), (hook.env(), "env")] {
+                for text in some(list) {
+                    no_nul(&field(part), text)?;
+                }
             }
         }
     }

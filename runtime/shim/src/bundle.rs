@@ -7,6 +7,7 @@ use std::{
 
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 /// Where containerd 1.6 looks for the socket after a restart.
 const ADDRESS: &str = "address";
@@ -43,8 +44,12 @@ pub fn read_spec(bundle: &Path) -> Result<Spec, SpecError> {
 
 /// An object of the runtime specification; `whole` is its name when no property of it is at fault.
 pub fn parse_json<T: DeserializeOwned>(whole: &str, json: &[u8]) -> Result<T, SpecError> {
-    let mut reader = serde_json::Deserializer::from_slice(json);
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let mut document: Value = serde_json::from_slice(json).map_err(|error| SpecError::Parse {
+        field: whole.to_owned(),
+        reason: error.to_string(),
+    })?;
+    respell(&mut document);
+    serde_path_to_error::deserialize(document).map_err(|error| {
         let path = error.path().to_string();
         SpecError::Parse {
             field: match path.as_str() {
@@ -54,6 +59,26 @@ pub fn parse_json<T: DeserializeOwned>(whole: &str, json: &[u8]) -> Result<T, Sp
             reason: error.inner().to_string(),
         }
     })
+}
+
+/// Flags of a process's scheduler that the library spells otherwise than the specification does.
+const SPELLINGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+fn respell(document: &mut Value) {
+    // Of a container, or the process itself.
+    for place in ["/process/scheduler/flags", "/scheduler/flags"] {
+        let flags = document.pointer_mut(place).and_then(Value::as_array_mut);
+        for flag in flags.into_iter().flatten() {
+            for (right, librarys) in SPELLINGS {
+                if flag == right {
+                    *flag = librarys.into();
+                }
+            }
+        }
+    }
 }
 
 /// The server process of a pod, named so that a reused pid is not mistaken for it.
@@ -182,6 +207,24 @@ mod tests {
             let error = error(bundle.path());
             assert!(error.starts_with(field), "{error}");
         }
+    }
+
+    #[test]
+    fn flags_are_spelled_as_the_specification_does() {
+        use oci_spec::runtime::{LinuxSchedulerFlag as Flag, Process, Spec};
+        let process = r#"{"cwd": "/", "user": {"uid": 0, "gid": 0}, "scheduler": {"policy": "SCHED_FIFO", "flags":
+            ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_KEEP_POLICY"]}}"#;
+        let expected = vec![
+            Flag::SchedResetOnFork,
+            Flag::SchedFlagDLOverrun,
+            Flag::SchedFlagKeepPolicy,
+        ];
+        let flags = |process: &Process| process.scheduler().as_ref()?.flags().clone();
+        let alone: Process = parse_json("process", process.as_bytes()).expect("parsed");
+        assert_eq!(flags(&alone), Some(expected.clone()));
+        let whole = format!(r#"{{"ociVersion": "1.2.0", "process": {process}}}"#);
+        let whole: Spec = parse_json("config.json", whole.as_bytes()).expect("parsed");
+        assert_eq!(whole.process().as_ref().and_then(flags), Some(expected));
     }
 
     #[test]

@@ -27,6 +27,14 @@ fn setting(field: &str, file: &str, value: impl ToString) -> Setting {
     }
 }
 
+/// -1 means "no limit", and nothing below it means anything.
+fn negative(field: &str, value: i64) -> SpecError {
+    invalid(
+        format!("linux.resources.{field}"),
+        format!("{value} is less than -1"),
+    )
+}
+
 /// All writes, in the order to make them.
 pub fn plan(resources: &LinuxResources) -> Result<Vec<Setting>, SpecError> {
     refuse(resources)?;
@@ -40,7 +48,8 @@ pub fn plan(resources: &LinuxResources) -> Result<Vec<Setting>, SpecError> {
     if let Some(pids) = resources.pids() {
         match pids.limit() {
             0 => {}
-            limit if limit < 0 => settings.push(setting("pids.limit", "pids.max", "max")),
+            -1 => settings.push(setting("pids.limit", "pids.max", "max")),
+            limit if limit < 0 => return Err(negative("pids.limit", limit)),
             limit => settings.push(setting("pids.limit", "pids.max", limit)),
         }
     }
@@ -175,6 +184,15 @@ fn plan_memory(memory: &LinuxMemory, settings: &mut Vec<Setting>) -> Result<(), 
             value.to_string()
         }
     };
+    for (value, name) in [
+        (memory.limit(), "memory.limit"),
+        (memory.reservation(), "memory.reservation"),
+        (memory.swap(), "memory.swap"),
+    ] {
+        if let Some(value) = value.filter(|value| *value < -1) {
+            return Err(negative(name, value));
+        }
+    }
     let limit = memory.limit().filter(|limit| *limit != 0);
     if let Some(limit) = limit {
         settings.push(setting("memory.limit", "memory.max", bytes(limit)));

@@ -22,14 +22,33 @@ pub(super) fn set_priorities(process: &Process) -> Result<(), InitError> {
         set_io_priority(class, number)
             .map_err(|e| act(e, || "process.ioPriority: set".to_owned()))?;
     }
-    if let Some(scheduler) = process.scheduler() {
-        set_schedule(schedule(scheduler)).map_err(|e| {
-            act(e, || {
-                format!("process.scheduler: set {}", scheduler.policy())
-            })
-        })?;
+    match process.scheduler() {
+        Some(scheduler) if is_inherited(scheduler) => set_scheduler(0, scheduler),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Sets the policy of the process that was just made, if making it has lost it.
+pub(super) fn set_lost_policy(process: &Process, child: i32) -> Result<(), InitError> {
+    match process.scheduler() {
+        Some(scheduler) if !is_inherited(scheduler) => set_scheduler(child, scheduler),
+        _ => Ok(()),
+    }
+}
+
+/// sched(7), "Reset-on-fork" and "SCHED_DEADLINE".
+fn is_inherited(scheduler: &Scheduler) -> bool {
+    let reset = LinuxSchedulerFlag::SchedResetOnFork;
+    let mut flags = scheduler.flags().iter().flatten();
+    *scheduler.policy() != LinuxSchedulerPolicy::SchedDeadline && !flags.any(|flag| *flag == reset)
+}
+
+fn set_scheduler(process: i32, scheduler: &Scheduler) -> Result<(), InitError> {
+    set_schedule(process, schedule(scheduler)).map_err(|e| {
+        act(e, || {
+            format!("process.scheduler: set {}", scheduler.policy())
+        })
+    })
 }
 
 /// SCHED_* and SCHED_FLAG_* of linux/sched.h.

@@ -142,11 +142,7 @@ fn make_process(channel: OwnedFd) -> Result<(), (OwnedFd, InitError)> {
         for join in &job.layout.joins {
             joins.push((*join, take(&mut fds)?));
         }
-        let process = match &job.task {
-            Task::Create { spec, .. } => spec.process().as_ref(),
-            Task::Exec { process, .. } => Some(&**process),
-        };
-        if let Some(process) = process {
+        if let Some(process) = job.task.process() {
             // With the rights of the guest's root, which a user namespace takes; the child inherits both.
             process::set_oom_score(process)?;
             attributes::set_priorities(process)?;
@@ -194,7 +190,11 @@ fn make_process(channel: OwnedFd) -> Result<(), (OwnedFd, InitError)> {
                 Task::Create { spec, .. } if users::wanted_new(spec) => users::map(child, spec),
                 _ => Ok(()),
             };
-            match mapped.and_then(|()| introduce(&channel, child, gate_out)) {
+            let scheduled = mapped.and_then(|()| match job.task.process() {
+                Some(process) => attributes::set_lost_policy(process, child),
+                None => Ok(()),
+            });
+            match scheduled.and_then(|()| introduce(&channel, child, gate_out)) {
                 Ok(()) => Ok(()),
                 Err(error) => Err((channel, error)),
             }

@@ -16,12 +16,12 @@ pub(crate) struct Schedule {
     pub period: u64,
 }
 
-/// Sets the policy of this thread.
-pub(crate) fn set_schedule(mut schedule: Schedule) -> io::Result<()> {
+/// Sets the policy of a thread; 0 is the caller.
+pub(crate) fn set_schedule(thread: libc::pid_t, mut schedule: Schedule) -> io::Result<()> {
     schedule.size = u32::try_from(size_of::<Schedule>()).unwrap_or(0);
     // SAFETY: the kernel reads `size` bytes of `schedule`, which is as long, and writes none when they
-    // suffice; 0 names the caller.
-    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw mut schedule, 0) };
+    // suffice; `thread` is a number.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw mut schedule, 0) };
     answer(result)
 }
 

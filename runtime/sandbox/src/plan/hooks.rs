@@ -112,6 +112,12 @@ fn place(name: &str, hooks: &Option<Vec<Hook>>) -> Result<Vec<PlacedHook>, PlanE
                 let why = "it is not greater than zero";
                 return Err(PlanError::invalid(format!("{field}.timeout"), why));
             }
+            for (list, part) in [(hook.args(), "args"), (hook.env(), "env")] {
+                if list.iter().flatten().any(|text| text.contains('\0')) {
+                    let why = "it holds a NUL character";
+                    return Err(PlanError::invalid(format!("{field}.{part}"), why));
+                }
+            }
             let hook = hook.clone();
             Ok(PlacedHook { field, hook })
         })
