@@ -5,6 +5,7 @@ mod abuse;
 mod boot_faults;
 mod death;
 mod debug;
+mod escape;
 mod exit_codes;
 mod filesystem;
 mod guest;
@@ -29,6 +30,7 @@ const SUITE: Suite = Suite {
     name: "e2e",
     groups: &[
         ("abuse", abuse::CASES),
+        ("escape", escape::CASES),
         ("exit_codes", exit_codes::CASES),
         ("filesystem", filesystem::CASES),
         ("limits", limits::CASES),

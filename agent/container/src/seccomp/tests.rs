@@ -125,6 +125,28 @@ fn conditions_of_one_argument_are_alternatives() {
     assert_eq!(run(&different, "dup", [1, 2, 0, 0, 0, 0]), 0x8000_0000);
 }
 
+#[test]
+fn architectures_that_make_no_calls_here_change_nothing() {
+    let with = |architectures: &[&str]| {
+        compile(&profile(json!({
+            "defaultAction": "SCMP_ACT_ERRNO", "architectures": architectures,
+            "syscalls": [{"names": ["dup"], "action": "SCMP_ACT_ALLOW"}],
+        })))
+        .expect("compiles")
+        .program
+    };
+    let alone = with(&["SCMP_ARCH_X86_64"]);
+    let many = [
+        "SCMP_ARCH_AARCH64",
+        "SCMP_ARCH_X86_64",
+        "SCMP_ARCH_ARM",
+        "SCMP_ARCH_RISCV64",
+        "SCMP_ARCH_X32",
+    ];
+    assert_eq!(with(&many), alone);
+    assert_ne!(with(&["SCMP_ARCH_X86"]), alone);
+}
+
 #[rstest]
 #[case(json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp.defaultAction")]
 #[case(json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}), "linux.seccomp.listenerPath")]
