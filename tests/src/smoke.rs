@@ -19,15 +19,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Bed, Case, Container, Finished, leftovers::Snapshot, process};
 
-/// An interpreted kernel takes so many times as long as QEMU's translated one.
-const PATIENCE: u32 = 10;
+/// An interpreted kernel takes ten times as long as QEMU's translated one, on processors of its own.
+const PATIENCE: u32 = 20;
+/// Seconds of two processors that do little else; a busy machine has given a guest a quarter of one.
+const BOOT: u64 = 1500;
 /// The container that keeps the pod.
 const POD: &str = "smoke";
 
 /// How long a pod may take with so many cases, on processors that do little else.
 pub(crate) fn limit(cases: usize) -> Duration {
     let cases = u64::try_from(cases).unwrap_or(u64::MAX);
-    Duration::from_secs(900u64.saturating_add(cases.saturating_mul(150)))
+    Duration::from_secs(BOOT.saturating_add(cases.saturating_mul(150)))
 }
 
 /// What came of each case, by name: why it failed, if it did.
@@ -50,7 +52,7 @@ pub(crate) fn run(bed: &Bed, mut cases: Vec<(String, Case)>) -> Result<()> {
         .borrow_mut()
         .set("", "engine", "\"kvm\"")
         .set("vm", "cpus", 2)
-        .set("timeouts", "boot", 900)
+        .set("timeouts", "boot", BOOT)
         .set("timeouts", "request", 300);
     let settings = bed.settings.borrow().clone();
     let began = Instant::now();
