@@ -81,15 +81,25 @@ impl Suite {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             arguments.test_threads = Some(cores.clamp(2, 8));
         }
-        let wanted = |found: &Found| found.variant.smoke && selects(&arguments, &found.name);
+        let machine = Machine::find();
+        let wanted = |Found {
+                          name,
+                          case,
+                          variant,
+                      }: &Found| {
+            variant.smoke
+                && selects(&arguments, name)
+                && case.obstacle(&machine, *variant).is_none()
+        };
+        let smoke = self.all().filter(wanted).map(|found| found.name).collect();
         let shared = Arc::new(Shared {
-            machine: Machine::find(),
+            machine,
             turn: RwLock::new(()),
             beds: AtomicU32::new(0),
             failed: Mutex::default(),
             skipped: Mutex::default(),
             unsteady: Mutex::default(),
-            smoke: self.all().filter(wanted).map(|found| found.name).collect(),
+            smoke,
             smoked: OnceLock::new(),
         });
         let trial = |Found {
