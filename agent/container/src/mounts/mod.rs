@@ -91,7 +91,15 @@ pub(crate) fn mount(
     let is_directory = fstat(&tree)
         .map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
         .map_err(|e| act(e, || format!("look at the source of {destination:?}")))?;
-    let target = if is_directory {
+    let target = if matches!(kind, "proc" | "sysfs") {
+        // What is protected and written below it would land elsewhere (CVE-2019-19921, CVE-2023-27561).
+        root.make_directory(destination)?;
+        root.open_without_links(destination)?.ok_or_else(|| {
+            let reason =
+                format!("{kind} must be mounted on an ordinary directory, not through a link");
+            invalid(field("destination"), reason)
+        })?
+    } else if is_directory {
         root.make_directory(destination)?
     } else {
         root.make_file(destination)?

@@ -50,13 +50,22 @@ impl Root {
     }
 
     fn walk(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        self.resolve(path, flags, ResolveFlags::NO_MAGICLINKS)
+    }
+
+    fn resolve(
+        &self,
+        path: &Path,
+        flags: OFlags,
+        without: ResolveFlags,
+    ) -> rustix::io::Result<OwnedFd> {
         loop {
             match openat2(
                 &self.directory,
                 path,
                 flags | OFlags::CLOEXEC,
                 Mode::empty(),
-                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+                ResolveFlags::IN_ROOT | without,
             ) {
                 // Something was renamed or mounted meanwhile.
                 Err(Errno::AGAIN | Errno::INTR) => continue,
@@ -70,6 +79,16 @@ impl Root {
         match self.walk(path, OFlags::PATH) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(act(e, || format!("open {path:?} in the root filesystem"))),
+        }
+    }
+
+    /// Opens a directory, with O_PATH; `None` when a link is on the way or in its place.
+    pub(crate) fn open_without_links(&self, path: &Path) -> Result<Option<OwnedFd>, InitError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        match self.resolve(path, flags, ResolveFlags::NO_SYMLINKS) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::LOOP) => Ok(None),
             Err(e) => Err(act(e, || format!("open {path:?} in the root filesystem"))),
         }
     }
@@ -224,6 +243,18 @@ mod tests {
         assert!(inside.path().join("made").is_dir());
         assert!(root.make_directory(Path::new("/absolute/made")).is_err());
         assert_eq!(fs::read_dir(outside.path()).expect("dir").count(), 0);
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_seen() {
+        let inside = tempfile::tempdir().expect("tmp");
+        fs::create_dir_all(inside.path().join("real/below")).expect("mkdir");
+        symlink("real", inside.path().join("link")).expect("link");
+        let root = root(inside.path());
+        let open = |path: &str| root.open_without_links(Path::new(path)).expect("resolves");
+        assert!(open("/real/below").is_some());
+        assert!(open("/link").is_none());
+        assert!(open("/link/below").is_none());
     }
 
     #[test]
