@@ -7,7 +7,7 @@
 //! ```
 //! Every case gets a containerd, a `/run`, a disk and a pid namespace of its own, so that cases run in
 //! parallel, see exactly what they leave behind, and vanish whole when their time is over or the test
-//! process is killed. Imported by the suites in `e2e/` and the benchmark in `perf/`; imports no sibling.
+//! process is killed. Cases that run once more on the monitor share a bed and a pod: `smoke`. Imported by the suites in `e2e/` and the benchmark in `perf/`; imports no sibling.
 #![forbid(unsafe_code)]
 
 pub mod bed;
