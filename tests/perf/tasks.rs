@@ -15,7 +15,12 @@ use isopod_tests::{
 use crate::{start::median, table::Row};
 
 const ROUNDS: usize = 9;
-const PARALLEL: usize = 100;
+/// For both. A shim of runc's (containerd 1.6) starts execs under the lock that its reports of exits need too,
+/// and hears of `runc exec`'s own exit after those: each start that meets an exit takes until a timeout of a
+/// second, so that a hundred are more than a client waits.
+const PARALLEL: usize = 20;
+/// For isopod alone.
+const MANY: usize = 100;
 /// No further round of a measurement begins after this.
 const ENOUGH: Duration = Duration::from_secs(60);
 
@@ -34,20 +39,21 @@ pub fn measure(bed: &Bed) -> Result<Vec<Row>> {
     let pods = [Runtime::Isopod, Runtime::Runc].map(|runtime| Pod::start(bed, runtime));
     let [ours, theirs] = pods;
     let pods = [ours?, theirs?];
-    let acts: [(&str, usize, Act<'_>); 4] = [
-        ("container in a running pod", ROUNDS, Pod::container),
-        ("exec", ROUNDS, Pod::exec),
-        ("100 execs at once", 3, Pod::execs),
-        ("stats", ROUNDS, Pod::stats),
+    let acts: [(&str, usize, usize, Act<'_>); 5] = [
+        ("container in a running pod", ROUNDS, 2, Pod::container),
+        ("exec", ROUNDS, 2, Pod::exec),
+        ("20 execs at once", 3, 2, |pod| pod.execs(PARALLEL)),
+        ("100 execs at once", 3, 1, |pod| pod.execs(MANY)),
+        ("stats", ROUNDS, 2, Pod::stats),
     ];
     let mut rows = Vec::new();
-    for (name, rounds, act) in acts {
+    for (name, rounds, runtimes, act) in acts {
         eprintln!("  {name} ...");
         let mut figures = [Vec::new(), Vec::new()];
         let began = Instant::now();
         // The first fills caches.
         for round in 0..=rounds {
-            for (pod, figures) in pods.iter().zip(&mut figures) {
+            for (pod, figures) in pods.iter().zip(&mut figures).take(runtimes) {
                 let took = act(pod).with_context(|| format!("{name}, {}", pod.id))?;
                 if round > 0 {
                     figures.push(took);
@@ -57,8 +63,13 @@ pub fn measure(bed: &Bed) -> Result<Vec<Row>> {
                 break;
             }
         }
-        let [ours, theirs] = figures.map(median);
-        rows.push(Row::new(name, "ms", ours).against("runc", theirs));
+        let [ours, theirs] = figures;
+        let row = Row::new(name, "ms", median(ours));
+        rows.push(if theirs.is_empty() {
+            row
+        } else {
+            row.against("runc", median(theirs))
+        });
     }
     for pod in pods {
         pod.shim.caller()?.end(&pod.id)?;
@@ -107,9 +118,9 @@ impl<'b> Pod<'b> {
         Ok(took)
     }
 
-    /// The same a hundred times at once, each on a connection of its own.
-    fn execs(&self) -> Result<f64> {
-        let callers = (0..PARALLEL).map(|_| self.shim.caller());
+    /// The same many times at once, each on a connection of its own.
+    fn execs(&self, count: usize) -> Result<f64> {
+        let callers = (0..count).map(|_| self.shim.caller());
         let callers: Vec<Caller> = callers.collect::<Result<_>>()?;
         timed(|| {
             let running = callers.into_iter().map(|mut caller| {
