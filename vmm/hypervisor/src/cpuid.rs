@@ -50,6 +50,8 @@ const ALL: u32 = u32::MAX;
 const PMU: &str = "performance counters tell a guest about its neighbours on the processor";
 const POWER: &str = "temperature and power of the host are the host's business";
 const NESTED: &str = "a guest hypervisor doubles what a guest can attack; no pod needs one";
+const HYPERCALLS: &str = "an interpreted kernel stays at a hypercall for ever: KVM rewrites the instruction and \
+    takes it anew; and what is asked for there, APICs do as well";
 const AMX: &str = "8 KiB more of state per thread, which the saved format has no room for";
 
 /// What is changed for every processor alike. Applied to every subleaf.
@@ -107,6 +109,13 @@ const POLICY: &[Rule] = &[
     clear(0xa, Register::Ebx, ALL, PMU),
     clear(0xa, Register::Ecx, ALL, PMU),
     clear(0xa, Register::Edx, ALL, PMU),
+    // Unhalt, IPIs, yielding; memory and migration of confidential guests.
+    clear(
+        0x4000_0001,
+        Register::Eax,
+        1 << 7 | 1 << 11 | 1 << 13 | 1 << 16 | 1 << 17,
+        HYPERCALLS,
+    ),
     clear(0x8000_0001, Register::Ecx, 1 << 2, NESTED),
     clear(
         0x8000_0001,

@@ -51,6 +51,8 @@ const EMULATED: &[&str] = &[
     "clearcpuid=smap,popcnt,cx16,fsgsbase,sse4_2,pclmulqdq",
     // The kernel's branches are not the processor's: nothing of it is executed speculatively.
     "mitigations=off",
+    // It is slow where it seems to stand still, and the more so for telling of it.
+    "rcupdate.rcu_cpu_stall_suppress=1",
     // Until PID 1 runs nobody is disturbed by expedited grace periods.
     "rcupdate.rcu_expedited=1",
 ];
