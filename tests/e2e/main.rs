@@ -8,6 +8,7 @@ mod debug;
 mod escape;
 mod exit_codes;
 mod filesystem;
+mod growth;
 mod guest;
 mod identity;
 mod limits;
@@ -43,6 +44,7 @@ const SUITE: Suite = Suite {
         ("boot_faults", boot_faults::CASES),
         ("death", death::CASES),
         ("debug", debug::CASES),
+        ("growth", growth::CASES),
         ("guest", guest::CASES),
         ("identity", identity::CASES),
         ("selftest", selftest::CASES),

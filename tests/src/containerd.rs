@@ -42,6 +42,12 @@ impl Containerd {
         self.dir.join("containerd.log")
     }
 
+    /// Where it keeps a container's bundle.
+    pub fn bundle(&self, namespace: &str, id: &str) -> PathBuf {
+        let bundles = self.dir.join("state/io.containerd.runtime.v2.task");
+        bundles.join(namespace).join(id)
+    }
+
     /// Its process id; 0 while it does not run.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)

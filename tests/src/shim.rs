@@ -94,6 +94,19 @@ impl<'b> Shim<'b> {
         })
     }
 
+    /// The shim that containerd started for a container, or for its pod's first.
+    pub fn existing(bed: &'b Bed, id: &str) -> Result<Self> {
+        let file = bed.containerd().bundle(&bed.namespace, id).join("address");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {file:?}"))?;
+        let socket = text.trim().strip_prefix("unix://");
+        let socket = socket.with_context(|| format!("no address in {text:?}"))?;
+        Ok(Self {
+            bed,
+            runtime: bed.runtime,
+            socket: socket.into(),
+        })
+    }
+
     /// One more connection.
     pub fn caller(&self) -> Result<Caller> {
         let stream = UnixStream::connect(&self.socket)

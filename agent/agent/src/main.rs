@@ -29,6 +29,7 @@ mod run;
 mod selftest;
 mod service;
 mod shutdown;
+mod size;
 mod streams;
 mod sys;
 
@@ -41,6 +42,8 @@ pub(crate) struct Place {
     pub cgroups: PathBuf,
     /// Empty directory on which root filesystems are put together.
     pub anchor: PathBuf,
+    /// Where the kernel shows processors and memory.
+    pub system: PathBuf,
     /// `None` in a guest (vsock); in a test the directory of the sockets.
     pub sockets: Option<PathBuf>,
 }
@@ -84,6 +87,7 @@ fn place(mut args: impl Iterator<Item = std::ffi::OsString>) -> Result<Place, St
             Ok(Place {
                 cgroups: cgroups.into(),
                 anchor,
+                system: directory.join("system"),
                 sockets: Some(directory),
             })
         }
@@ -99,6 +103,7 @@ fn place(_: impl Iterator<Item = std::ffi::OsString>) -> Result<Place, String> {
     Ok(Place {
         cgroups: boot::CGROUPS.into(),
         anchor: boot::ANCHOR.into(),
+        system: "/sys/devices/system".into(),
         sockets: None,
     })
 }

@@ -15,8 +15,8 @@ use isopod_protocol::{
     agent::{
         ContainerRequest, CreateRequest, Empty, EventsRequest, EventsResponse, ExecRequest,
         ExitStatus, HelloRequest, HelloResponse, KillRequest, PidsResponse, ProcessInfo,
-        ProcessRequest, ProcessResponse, ResizeRequest, StateResponse, StatsResponse, Status,
-        SyncClockRequest, SyncClockResponse, UpdateRequest,
+        ProcessRequest, ProcessResponse, ResizeRequest, SetSizeRequest, SetSizeResponse,
+        StateResponse, StatsResponse, Status, SyncClockRequest, SyncClockResponse, UpdateRequest,
     },
     agent_ttrpc::Agent,
     limits,
@@ -31,6 +31,7 @@ use crate::{
     process::{Process, send_signal},
     run::{self, Wiring},
     shutdown,
+    size::System,
 };
 
 /// How long freezing may take: a process in an uninterruptible wait delays it.
@@ -40,6 +41,7 @@ const FREEZE_WAIT: Duration = Duration::from_secs(10);
 pub(crate) struct Service {
     pod: Arc<Pod>,
     place: Place,
+    system: Arc<System>,
     /// CLOCK_BOOTTIME, nanoseconds.
     began: u64,
     ready: u64,
@@ -65,6 +67,7 @@ impl Service {
     pub(crate) fn new(pod: Arc<Pod>, place: Place, began: u64) -> Self {
         Self {
             pod,
+            system: Arc::new(System::new(&place.system)),
             place,
             began,
             ready: clock::since_boot(),
@@ -405,6 +408,10 @@ impl Agent for Service {
         let mut response = EventsResponse::new();
         response.events = self.pod.events.after(request.after).await;
         Ok(response)
+    }
+
+    async fn set_size(&self, _: &TtrpcContext, request: SetSizeRequest) -> Answer<SetSizeResponse> {
+        Ok(finish(Arc::clone(&self.system).set_size(request)).await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {

@@ -14,6 +14,11 @@ pub const PARKED_STREAMS: usize = 4096;
 pub const EVENT_POLL: Duration = Duration::from_secs(30);
 /// Events in one answer; the rest come with the next call.
 pub const EVENT_BATCH: usize = 256;
+/// How long `SetSize` tries to take processors and memory out of use: a page that somebody holds can delay
+/// it without end.
+pub const SHRINK: Duration = Duration::from_secs(10);
+/// Most ranges of memory in one `SetSize`: a machine's memory has one hole.
+pub const MEMORY_RANGES: usize = 16;
 /// cgroup v2 files that `Stats` answers with.
 pub const STAT_FILES: &[&str] = &[
     "cpu.stat",

@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::{
     Error,
-    engine::Machine,
+    engine::{Machine, SpareMemory},
     file_server::FileServer,
     host::{
         HostError,
@@ -133,6 +133,11 @@ impl PodHost {
     /// What is on record.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// What the machine's memory grows by.
+    pub fn spare(&self) -> Option<Box<dyn SpareMemory>> {
+        self.machine.as_ref().and_then(|machine| machine.spare())
     }
 
     /// (name, pid) of each process.

@@ -33,6 +33,10 @@ const OWN_PARAMETERS: &[&str] = &[
     "virtio_mmio.device",
     "memmap",
     "mem",
+    "maxcpus",
+    "nr_cpus",
+    "possible_cpus",
+    "nosmp",
 ];
 
 /// The first violation, in the order of the file.
@@ -80,6 +84,14 @@ pub(crate) fn check(settings: &Settings) -> Result<(), Violation> {
         vm.cpus.into(),
         MAX_CPUS.into(),
     )?;
+    between(
+        "vm",
+        "spare_memory_mib",
+        vm.spare_memory_mib,
+        0,
+        MAX_MEMORY_MIB,
+    )?;
+    between("vm", "spare_cpus", vm.spare_cpus.into(), 0, MAX_CPUS.into())?;
     for parameter in &vm.kernel_parameters {
         kernel_parameter(parameter)?;
     }

@@ -15,6 +15,8 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("vm", "max_memory_mib"),
     ("vm", "cpus"),
     ("vm", "max_cpus"),
+    ("vm", "spare_memory_mib"),
+    ("vm", "spare_cpus"),
     ("vm", "huge_pages"),
     ("vm", "kernel_parameters"),
     ("qemu", "accelerator"),

@@ -122,6 +122,10 @@ pub struct Vm {
     pub cpus: u32,
     /// Virtual CPUs that no pod exceeds.
     pub max_cpus: u32,
+    /// MiB by which a pod can grow while it runs.
+    pub spare_memory_mib: u64,
+    /// Virtual CPUs by which a pod can grow while it runs.
+    pub spare_cpus: u32,
     /// Back guest memory with 2 MiB huge pages.
     pub huge_pages: bool,
     /// Appended to the guest kernel's command line.
@@ -135,6 +139,8 @@ impl Default for Vm {
             max_memory_mib: 65536,
             cpus: 1,
             max_cpus: 16,
+            spare_memory_mib: 4096,
+            spare_cpus: 3,
             huge_pages: false,
             kernel_parameters: Vec::new(),
         }

@@ -15,6 +15,8 @@ pub struct VmConfig {
     pub cpus: CpuConfig,
     /// Guest memory.
     pub memory: MemoryConfig,
+    /// Mebibytes that can be added to it while the machine runs.
+    pub spare_memory_mib: u64,
     /// What boots.
     pub kernel: KernelConfig,
     /// The guest image: an EROFS file, attached read-only as the root disk.

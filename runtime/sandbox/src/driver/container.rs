@@ -8,12 +8,13 @@ use super::{
     effect::{Change, Effect, Effects},
     process::Process,
     state::{State, name},
+    update,
 };
 use crate::{
     ContainerRequest, Created, Error, ExecRequest, Exit, ProcessId, Stdio,
     guest::StreamIds,
     host::{self, facts::Host},
-    plan::{self, HostHooks},
+    plan::{self, Demand, HostHooks},
     stdio,
 };
 
@@ -59,19 +60,8 @@ pub(super) fn take(call: Call, state: &mut State, effects: Effects) -> Option<Ef
         }
         Call::Pause(container, reply) => freeze(container, true, reply, state, effects),
         Call::Resume(container, reply) => freeze(container, false, reply, state, effects),
-        Call::Update(container, mut resources, reply) => {
-            let guest = effects.guest.clone();
-            let allowed = state.init(&container).map(drop);
-            let allowed = allowed
-                .and_then(|()| plan::translate_resources(&mut resources).map_err(Error::from));
-            let json = serde_json::to_vec(&*resources);
-            let json = json.map_err(|error| Error::InvalidArgument(error.to_string()));
-            match allowed.and(json) {
-                Ok(json) => pass(Ok(()), reply, effects, async move {
-                    guest.update(&container, json).await
-                }),
-                Err(error) => answer(reply, Err(error)),
-            }
+        Call::Update(container, resources, reply) => {
+            update::update(container, *resources, reply, state, effects)
         }
         // The driver itself ends the pod.
         Call::Shutdown(_) => None,
@@ -79,7 +69,7 @@ pub(super) fn take(call: Call, state: &mut State, effects: Effects) -> Option<Ef
 }
 
 /// Answers at once. The caller may have gone: then nobody needs it.
-fn answer<T>(reply: Reply<T>, result: Result<T, Error>) -> Option<Effect> {
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, Error>) -> Option<Effect> {
     let _ = reply.send(result);
     None
 }
@@ -97,7 +87,7 @@ fn pass<T: Send + 'static>(
     }
 }
 
-fn alive(effects: &Effects) -> Result<(), Error> {
+pub(super) fn alive(effects: &Effects) -> Result<(), Error> {
     effects
         .gone()
         .map_or(Ok(()), |reason| Err(Error::VmGone(reason)))
@@ -183,6 +173,9 @@ fn create(
     if let Err(error) = alive(&effects).and_then(|()| state.insert(&id)) {
         return answer(reply, Err(error));
     }
+    let resources = request.spec.linux().as_ref();
+    let resources = resources.and_then(|linux| linux.resources().as_ref());
+    state.set_demand(&request.id, Demand::of(resources));
     let first_pid = state.first_pid(&request.id);
     let ids = state.streams.assign(request.stdio);
     Some(Box::pin(async move {
@@ -232,6 +225,7 @@ async fn make_container(
     let plan = attached?;
     let hooks = plan.hooks;
     let act = async {
+        effects.growth.grow(effects).await?;
         let told = hooks.state("creating", Some(effects.machine_pid));
         host::hooks::run(&hooks.create, &hooks.bundle, &told)
             .await
@@ -485,6 +479,6 @@ async fn free(effects: &Effects, id: &ProcessId) -> Result<Option<Exit>, Error> 
     }
 }
 
-fn change(change: impl FnOnce(&mut State) + Send + 'static) -> Change {
+pub(super) fn change(change: impl FnOnce(&mut State) + Send + 'static) -> Change {
     Box::new(change)
 }

@@ -13,7 +13,9 @@ use crate::{
 };
 
 /// Runs a test on a pod with a fake guest; what the pod made must be gone in the end.
-fn with_pod<F: Future<Output = FakePod>>(test: impl FnOnce(FakePod) -> F + Send + 'static) {
+pub(super) fn with_pod<F: Future<Output = FakePod>>(
+    test: impl FnOnce(FakePod) -> F + Send + 'static,
+) {
     in_own_mounts(move |state| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -39,7 +41,7 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-fn request(pod: &FakePod, id: &str) -> ContainerRequest {
+pub(super) fn request(pod: &FakePod, id: &str) -> ContainerRequest {
     let spec = json!({
         "ociVersion": "1.0.2", "root": {"path": "rootfs"},
         "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}, "args": ["sh"]},
@@ -60,7 +62,7 @@ async fn create(pod: &FakePod, id: &str) -> Result<Created, Error> {
     pod.sandbox.create(request(pod, id)).await
 }
 
-fn id(container: &str, exec: &str) -> ProcessId {
+pub(super) fn id(container: &str, exec: &str) -> ProcessId {
     ProcessId {
         container: container.into(),
         exec: exec.into(),

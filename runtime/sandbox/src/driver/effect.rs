@@ -4,7 +4,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{Reply, state::State};
+use super::{Reply, growth::Growth, state::State};
 use crate::{
     Error,
     driver::EXPLAIN,
@@ -23,6 +23,8 @@ pub(crate) type Effect = Pin<Box<dyn Future<Output = Change> + Send>>;
 pub(crate) struct Effects {
     pub guest: Arc<Guest>,
     pub paths: PodPaths,
+    /// The machine's size.
+    pub growth: Arc<Growth>,
     /// What hooks are told as a container's pid.
     pub machine_pid: u32,
     pub gone: watch::Receiver<Option<String>>,

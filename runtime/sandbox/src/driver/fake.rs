@@ -24,7 +24,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
 
 use crate::{
     LaunchReport, Sandbox, SandboxRequest,
-    engine::{EngineError, Machine, console::Console},
+    engine::{EngineError, Lent, Machine, SpareMemory, console::Console},
     guest::{Guest, Introduction},
     host::{HostError, pod_dir, record::RecordedProcess},
     launch::Ready,
@@ -54,6 +54,8 @@ pub(super) struct FakeAgent {
     pub answers: watch::Sender<bool>,
     /// Creates are refused with this.
     pub refusal: Mutex<Option<ttrpc::Status>>,
+    /// Processors that the guest can bring online, or why it cannot.
+    pub processors: Mutex<Result<u32, ttrpc::Status>>,
     machine: watch::Sender<Option<String>>,
 }
 
@@ -177,11 +179,61 @@ impl Agent for FakeAgent {
         })
     }
 
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: agent::UpdateRequest,
+    ) -> Answer<agent::Empty> {
+        self.hear(format!("update {}", request.container_id));
+        if let Some(status) = self.refusal.lock().unwrap().clone() {
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
+        Ok(agent::Empty::default())
+    }
+
+    async fn set_size(
+        &self,
+        _: &TtrpcContext,
+        request: agent::SetSizeRequest,
+    ) -> Answer<agent::SetSizeResponse> {
+        let bytes = |ranges: &[agent::MemoryRange]| {
+            let bytes: u64 = ranges.iter().map(|range| range.bytes).sum();
+            bytes >> 20
+        };
+        let (used, unused) = (bytes(&request.used), bytes(&request.unused));
+        self.hear(format!("size {} +{used} -{unused}", request.cpus));
+        match self.processors.lock().unwrap().clone() {
+            Ok(most) => Ok(agent::SetSizeResponse {
+                cpus: request.cpus.min(most),
+                ..Default::default()
+            }),
+            Err(status) => Err(ttrpc::Error::RpcStatus(status)),
+        }
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: agent::Empty) -> Answer<agent::Empty> {
         self.hear("shutdown");
         self.machine
             .send_replace(Some("the guest powered off".into()));
         Ok(agent::Empty::default())
+    }
+}
+
+/// As QEMU's.
+struct FakeSpare;
+
+#[async_trait]
+impl SpareMemory for FakeSpare {
+    fn mib(&self) -> u64 {
+        2048
+    }
+
+    async fn lend(&self, mib: u64) -> Result<Lent, EngineError> {
+        let (used, unused) = (0..mib << 20, mib << 20..2048 << 20);
+        Ok(Lent {
+            used: vec![used],
+            unused: vec![unused],
+        })
     }
 }
 
@@ -206,6 +258,10 @@ impl Machine for FakeMachine {
 
     async fn running(&mut self) -> Result<(), EngineError> {
         Ok(())
+    }
+
+    fn spare(&self) -> Option<Box<dyn SpareMemory>> {
+        Some(Box::new(FakeSpare))
     }
 
     async fn exited(&mut self) -> String {
@@ -255,6 +311,7 @@ pub(super) async fn pod(state: &Path) -> FakePod {
         sequence: Mutex::default(),
         answers: watch::Sender::new(true),
         refusal: Mutex::default(),
+        processors: Mutex::new(Ok(64)),
         machine: machine.clone(),
     });
     let streams = serve(UnixListener::bind(paths.vsock()).unwrap(), agent.clone()).await;

@@ -12,8 +12,10 @@ mod call;
 mod clock;
 mod container;
 mod effect;
+mod growth;
 mod process;
 mod state;
+mod update;
 
 use std::{
     sync::Arc,
@@ -33,6 +35,7 @@ use crate::{
 };
 use clock::Clock;
 use effect::{Effect, Effects};
+use growth::Growth;
 use state::State;
 
 /// How long effects may take to notice that their machine is gone.
@@ -45,6 +48,7 @@ pub(crate) struct Driver {
     host: PodHost,
     guest: Arc<Guest>,
     state: State,
+    growth: Arc<Growth>,
     calls: mpsc::Receiver<Call>,
     effects: FuturesUnordered<Effect>,
     guest_events: mpsc::Receiver<GuestEvent>,
@@ -63,8 +67,10 @@ impl Driver {
         let Ready { host, guest, .. } = ready;
         let (tell, guest_events) = mpsc::channel(64);
         tokio::spawn(guest::follow(guest.clone(), tell));
+        let growth = Growth::new(host.plan.bounds, host.spare());
         Self {
             state: State::new(events),
+            growth: Arc::new(growth),
             host,
             guest,
             calls,
@@ -90,6 +96,7 @@ impl Driver {
                 },
                 Some(change) = self.effects.next(), if !self.effects.is_empty() => {
                     change(&mut self.state);
+                    self.fit();
                     if let Some(reason) = self.state.given_up.take().filter(|_| alive) {
                         self.machine_ended(self.host.explain(&reason)).await;
                     }
@@ -108,6 +115,7 @@ impl Driver {
         Effects {
             guest: self.guest.clone(),
             paths: self.host.plan.paths.clone(),
+            growth: self.growth.clone(),
             machine_pid: self.host.machine_pid(),
             gone: self.gone.subscribe(),
         }
@@ -116,6 +124,16 @@ impl Driver {
     fn take(&mut self, call: Call) {
         let effects = self.effects();
         if let Some(effect) = container::take(call, &mut self.state, effects) {
+            self.effects.push(effect);
+        }
+        // Before that effect begins: it may wait for what it needs.
+        self.fit();
+    }
+
+    /// The machine's size follows what its containers need now.
+    fn fit(&mut self) {
+        self.growth.want(self.state.demands());
+        if let Some(effect) = self.growth.clone().settle(self.effects()) {
             self.effects.push(effect);
         }
     }
@@ -194,6 +212,9 @@ impl Driver {
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+#[path = "growth_tests.rs"]
+mod growth_tests;
 #[cfg(test)]
 #[path = "driver_tests.rs"]
 mod tests;

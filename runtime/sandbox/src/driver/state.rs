@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use tokio::sync::broadcast;
 
 use super::process::Process;
-use crate::{Error, Event, Exit, ProcessId, plan::HostHooks, stdio::StreamNumbers};
+use crate::{
+    Error, Event, Exit, ProcessId,
+    plan::{Demand, HostHooks},
+    stdio::StreamNumbers,
+};
 
 /// All that the driver knows of the pod's inside.
 pub(crate) struct State {
@@ -13,6 +17,8 @@ pub(crate) struct State {
     containers: BTreeMap<String, BTreeMap<String, Process>>,
     /// What runs on the host at a container's start and end.
     hooks: BTreeMap<String, Arc<HostHooks>>,
+    /// What each container's limits ask of the machine.
+    demands: BTreeMap<String, Demand>,
     /// The pod's first container: whose namespaces later ones join.
     first: Option<String>,
     pub streams: StreamNumbers,
@@ -26,6 +32,7 @@ impl State {
         Self {
             containers: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            demands: BTreeMap::new(),
             first: None,
             streams: StreamNumbers::default(),
             given_up: None,
@@ -64,12 +71,29 @@ impl State {
         if id.exec.is_empty() {
             self.containers.remove(&id.container);
             self.hooks.remove(&id.container);
+            self.demands.remove(&id.container);
             if self.first.as_ref() == Some(&id.container) {
                 self.first = None;
             }
         } else if let Some(processes) = self.containers.get_mut(&id.container) {
             processes.remove(&id.exec);
         }
+    }
+
+    /// What a container's limits ask of the machine from now on. Answers what they did.
+    pub fn set_demand(&mut self, container: &str, demand: Demand) -> Demand {
+        let before = self.demands.insert(container.to_owned(), demand);
+        before.unwrap_or_default()
+    }
+
+    /// What a container's limits ask of the machine.
+    pub fn demand(&self, container: &str) -> Demand {
+        self.demands.get(container).copied().unwrap_or_default()
+    }
+
+    /// Of every container.
+    pub fn demands(&self) -> impl Iterator<Item = &Demand> {
+        self.demands.values()
     }
 
     /// A container is made: these are its hooks.

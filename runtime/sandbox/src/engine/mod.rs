@@ -8,7 +8,7 @@ mod qemu;
 
 pub(crate) use choose::{Choice, choose};
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{ops::Range, os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
@@ -49,17 +49,9 @@ pub(crate) trait Machine: Send {
     /// Waits until the process controls its machine: the end of "VM start".
     async fn running(&mut self) -> Result<(), EngineError>;
 
-    /// Asks the guest to have so much memory from now on, which it does as it can. (Of processors all are
-    /// there from the boot; the agent brings them online.)
-    ///
-    /// Nothing calls it yet: an update of a container's limits will.
-    #[allow(dead_code)]
-    async fn resize(&mut self, memory_mib: u64) -> Result<(), EngineError> {
-        Err(EngineError::Resize {
-            memory_mib,
-            why: "this engine's machines keep their size".to_owned(),
-        })
-    }
+    /// What its memory grows by. (Of processors all are there from the boot; the agent brings them online.)
+    /// None: it keeps its size.
+    fn spare(&self) -> Option<Box<dyn SpareMemory>>;
 
     /// Waits for the end of the process and tells why it ended. May be dropped and called again.
     async fn exited(&mut self) -> String;
@@ -67,6 +59,30 @@ pub(crate) trait Machine: Send {
     /// Ends the process: politely for `grace`, then by force.
     async fn end(&mut self, grace: Duration) -> Result<(), HostError>;
 }
+
+/// Memory that a machine can be given while it runs.
+#[async_trait]
+pub(crate) trait SpareMemory: Send + Sync {
+    /// MiB, in all.
+    fn mib(&self) -> u64;
+
+    /// Lets the guest use so much of it. Answers when it does, if that is more than before, and what the
+    /// agent must do about it.
+    async fn lend(&self, mib: u64) -> Result<Lent, EngineError>;
+}
+
+/// Guest-physical addresses, in ranges of whole [`MEMORY_BLOCK_MIB`]. None where the guest's kernel learns
+/// of its memory from a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lent {
+    /// To be in use.
+    pub used: Vec<Range<u64>>,
+    /// Not to be.
+    pub unused: Vec<Range<u64>>,
+}
+
+/// Linux takes memory into use in blocks of this, in MiB (x86: `MIN_MEMORY_BLOCK_SIZE`).
+const MEMORY_BLOCK_MIB: u64 = 128;
 
 /// The other sides of a machine's devices, and what ends it with its owner.
 pub(crate) struct BackEnds {
@@ -100,11 +116,11 @@ pub(crate) enum EngineError {
         /// Why.
         source: std::io::Error,
     },
-    /// The machine does not get another size.
-    #[error("give the virtual machine {memory_mib} MiB of memory: {why}")]
-    Resize {
-        /// What was wanted, in all.
-        memory_mib: u64,
+    /// The machine does not get more memory.
+    #[error("give the virtual machine {mib} MiB more memory than it booted with: {why}")]
+    Memory {
+        /// What was wanted.
+        mib: u64,
         /// Why not.
         why: String,
     },

@@ -39,6 +39,14 @@ pub(super) fn container(id: &str) -> agent::ContainerRequest {
     }
 }
 
+pub(super) fn range(range: std::ops::Range<u64>) -> agent::MemoryRange {
+    agent::MemoryRange {
+        start: range.start,
+        bytes: range.end.saturating_sub(range.start),
+        ..Default::default()
+    }
+}
+
 /// An exit. The time is the guest's: one far from ours is replaced by ours.
 pub(super) fn exit(status: &agent::ExitStatus) -> Exit {
     let now = SystemTime::now();

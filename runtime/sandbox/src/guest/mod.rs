@@ -22,7 +22,7 @@ use ttrpc::{asynchronous::Client, asynchronous::transport::Socket, context};
 pub(crate) use error::GuestError;
 pub(crate) use events::{GuestEvent, follow};
 
-use crate::{Exit, ProcessId, Stats};
+use crate::{Exit, ProcessId, Stats, engine::Lent};
 
 /// One connection of a call that the agent introduces to a stream: 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +38,14 @@ pub(crate) struct StreamIds {
 pub(crate) struct Greeting {
     pub kernel_release: String,
     pub agent_version: String,
+}
+
+/// What the guest's kernel uses, as far as the host must ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GuestSize {
+    pub cpus: u32,
+    /// Why it is more than was asked for; empty if it is not.
+    pub kept: String,
 }
 
 /// The agent of one guest.
@@ -291,6 +299,23 @@ impl Guest {
         self.ask(self.client().update(self.context(), &request))
             .await?;
         Ok(())
+    }
+
+    /// Brings processors and memory into use, or out of it.
+    pub async fn set_size(&self, cpus: u32, memory: Lent) -> Answer<GuestSize> {
+        let request = agent::SetSizeRequest {
+            cpus,
+            used: memory.used.into_iter().map(convert::range).collect(),
+            unused: memory.unused.into_iter().map(convert::range).collect(),
+            ..Default::default()
+        };
+        let answer = self
+            .ask(self.client().set_size(self.context(), &request))
+            .await?;
+        Ok(GuestSize {
+            cpus: answer.cpus,
+            kept: convert::plain(&answer.kept),
+        })
     }
 
     /// Asks the guest to end. The answer may be lost: what counts is the machine's end.

@@ -4,6 +4,7 @@
 mod annotations;
 mod cgroup;
 mod container;
+mod demand;
 mod devices;
 mod guest_spec;
 mod hooks;
@@ -17,6 +18,7 @@ mod size;
 use nix::mount::MsFlags;
 
 pub(crate) use container::{ContainerPlan, plan_container, plan_exec};
+pub(crate) use demand::{Bounds, Demand, Size};
 pub(crate) use guest_spec::translate_resources;
 pub(crate) use hooks::{HostHooks, PlacedHook};
 pub(crate) use mounts::{BindPlan, Propagation, SourceKind};

@@ -6,7 +6,7 @@ use isopod_config::{FsConfig, KernelConfig, VmConfig, VsockConfig};
 use isopod_protocol::{limits, paths, ports};
 use isopod_settings::Settings;
 
-use super::{PlanError, PodPaths, annotations, cgroup, paths::check_id, size};
+use super::{Bounds, PlanError, PodPaths, annotations, cgroup, paths::check_id, size};
 use crate::SandboxRequest;
 
 /// All that a launch needs to know.
@@ -19,6 +19,8 @@ pub(crate) struct PodPlan {
     /// The control group of its processes, relative to each hierarchy's root; empty: the shim's.
     pub cgroup: PathBuf,
     pub vm: VmConfig,
+    /// Between what sizes the machine moves.
+    pub bounds: Bounds,
     pub hostname: String,
     pub settings: Settings,
 }
@@ -28,7 +30,7 @@ pub(crate) fn plan_pod(request: &SandboxRequest) -> Result<PodPlan, PlanError> {
     check_id("id", &request.id)?;
     let settings = &request.settings;
     let wishes = annotations::wishes(request.spec.annotations().as_ref(), settings)?;
-    let (cpus, memory) = size::size(&request.spec, wishes, settings)?;
+    let size = size::size(&request.spec, wishes, settings)?;
     let mut command_line = vec![
         format!("init={}", paths::AGENT),
         "quiet".to_owned(),
@@ -40,8 +42,9 @@ pub(crate) fn plan_pod(request: &SandboxRequest) -> Result<PodPlan, PlanError> {
     command_line.extend(settings.vm.kernel_parameters.iter().cloned());
     let vm = VmConfig {
         name: request.id.clone(),
-        cpus,
-        memory,
+        cpus: size.cpus,
+        memory: size.memory,
+        spare_memory_mib: size.spare_memory_mib,
         kernel: KernelConfig {
             path: settings.paths.kernel.clone(),
             command_line,
@@ -64,6 +67,7 @@ pub(crate) fn plan_pod(request: &SandboxRequest) -> Result<PodPlan, PlanError> {
         bundle: request.bundle.clone(),
         paths: PodPaths::new(&settings.paths.state, &request.namespace, &request.id),
         vm,
+        bounds: size.bounds,
         hostname: hostname(request),
         settings: settings.clone(),
     })

@@ -6,9 +6,11 @@ use isopod_config::{CpuConfig, MemoryConfig};
 use isopod_settings::Settings;
 use oci_spec::runtime::Spec;
 
-use super::{PlanError, annotations::Wishes};
-
-const MIB: u64 = 1 << 20;
+use super::{
+    PlanError,
+    annotations::Wishes,
+    demand::{Bounds, Demand, Size, sum},
+};
 
 /// What containerd's CRI plugin writes into a sandbox container's annotations: the sums of the
 /// pod's limits, which its own resources do not tell.
@@ -16,12 +18,14 @@ const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CRI_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CRI_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
-/// The pod's limits, where it has some.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Limits {
-    memory_bytes: Option<u64>,
-    /// Hundreds of microseconds cancel out: CPUs, rounded up.
-    cpus: Option<u32>,
+/// What a machine boots with and can grow to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MachineSize {
+    pub cpus: CpuConfig,
+    pub memory: MemoryConfig,
+    pub spare_memory_mib: u64,
+    /// The same, and what is counted on top of.
+    pub bounds: Bounds,
 }
 
 /// The machine's size. A limit above the operator's maximum is no error: it is a bound for the
@@ -30,58 +34,62 @@ pub(crate) fn size(
     spec: &Spec,
     wishes: Wishes,
     settings: &Settings,
-) -> Result<(CpuConfig, MemoryConfig), PlanError> {
-    let limits = limits(spec)?;
+) -> Result<MachineSize, PlanError> {
+    let limits = sum([&limits(spec)?]);
     let vm = &settings.vm;
-    let limit_mib = limits.memory_bytes.unwrap_or(0).div_ceil(MIB);
     let own_mib = wishes.memory_mib.unwrap_or(vm.memory_mib);
     // An even number, because huge pages have 2 MiB.
     let size_mib = own_mib
-        .saturating_add(limit_mib)
+        .saturating_add(limits.memory_mib)
         .min(vm.max_memory_mib)
         .next_multiple_of(2);
-    let cpus = wishes.cpus.or(limits.cpus).unwrap_or(vm.cpus);
+    let limit = Some(limits.cpus).filter(|cpus| *cpus != 0);
+    let cpus = wishes.cpus.or(limit).unwrap_or(vm.cpus);
     let cpus = cpus.clamp(1, vm.max_cpus);
-    Ok((
-        CpuConfig {
+    let most_cpus = cpus.saturating_add(vm.spare_cpus).min(vm.max_cpus);
+    // What a machine of huge pages could grow by would have to be set aside on the host from the start.
+    let spare_memory_mib = match vm.huge_pages {
+        true => 0,
+        false => vm
+            .spare_memory_mib
+            .min(vm.max_memory_mib.saturating_sub(size_mib)),
+    };
+    Ok(MachineSize {
+        cpus: CpuConfig {
             boot: cpus,
-            max: cpus,
+            max: most_cpus,
         },
-        MemoryConfig {
+        memory: MemoryConfig {
             size_mib,
             huge_pages: vm.huge_pages,
         },
-    ))
+        spare_memory_mib,
+        bounds: Bounds {
+            boot: Size {
+                cpus,
+                memory_mib: size_mib,
+            },
+            most: Size {
+                cpus: most_cpus,
+                memory_mib: size_mib + spare_memory_mib,
+            },
+            own_mib,
+        },
+    })
 }
 
-fn limits(spec: &Spec) -> Result<Limits, PlanError> {
+/// The pod's.
+fn limits(spec: &Spec) -> Result<Demand, PlanError> {
     let annotations = spec.annotations().as_ref();
     let resources = spec
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().as_ref());
-    let memory = resources.and_then(|resources| resources.memory().as_ref());
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-
-    let memory = number(annotations, CRI_MEMORY)?.or(memory.and_then(|memory| memory.limit()));
-    let quota = number(annotations, CRI_CPU_QUOTA)?.or(cpu.and_then(|cpu| cpu.quota()));
-    let period = match number(annotations, CRI_CPU_PERIOD)? {
-        Some(period) => u64::try_from(period).ok(),
-        None => cpu.and_then(|cpu| cpu.period()),
-    };
-    let cpus = match (quota.and_then(|quota| u64::try_from(quota).ok()), period) {
-        (Some(quota @ 1..), Some(period @ 1..)) => {
-            Some(u32::try_from(quota.div_ceil(period)).unwrap_or(u32::MAX))
-        }
-        _ => None,
-    };
-    Ok(Limits {
-        // -1 and 0 mean "no limit".
-        memory_bytes: memory
-            .and_then(|bytes| u64::try_from(bytes).ok())
-            .filter(|bytes| *bytes > 0),
-        cpus,
-    })
+    Ok(Demand::of(resources).replaced(
+        number(annotations, CRI_MEMORY)?,
+        number(annotations, CRI_CPU_QUOTA)?,
+        number(annotations, CRI_CPU_PERIOD)?,
+    ))
 }
 
 fn number(
@@ -113,9 +121,10 @@ mod tests {
             "annotations": annotations, "linux": {"resources": resources},
         }));
         let settings = Settings::default();
-        let (cpus, memory) = size(&spec.unwrap(), Wishes::default(), &settings).unwrap();
-        assert_eq!(cpus.boot, cpus.max);
-        (cpus.max, memory.size_mib)
+        let size = size(&spec.unwrap(), Wishes::default(), &settings).unwrap();
+        assert_eq!(size.bounds.boot.cpus, size.cpus.boot);
+        assert_eq!(size.bounds.boot.memory_mib, size.memory.size_mib);
+        (size.cpus.boot, size.memory.size_mib)
     }
 
     #[rstest]
@@ -146,7 +155,35 @@ mod tests {
             memory_mib: Some(101),
             cpus: Some(3),
         };
-        let (cpus, memory) = size(&spec, wishes, &Settings::default()).unwrap();
-        assert_eq!((cpus.max, memory.size_mib), (3, 102));
+        let size = size(&spec, wishes, &Settings::default()).unwrap();
+        assert_eq!((size.cpus.boot, size.memory.size_mib), (3, 102));
+        assert_eq!(size.bounds.own_mib, 101);
+    }
+
+    #[rstest]
+    // What there is to spare, and the most there may be.
+    #[case(3, 4096, 16, 65536, false, (4, 4096))]
+    #[case(0, 0, 16, 65536, false, (1, 0))]
+    #[case(30, 1 << 20, 16, 1024, false, (16, 512))]
+    #[case(3, 4096, 2, 512, false, (2, 0))]
+    #[case(3, 4096, 2, 65536, true, (2, 0))]
+    fn it_grows_by_what_is_spare_up_to_the_most(
+        #[case] spare_cpus: u32,
+        #[case] spare_memory_mib: u64,
+        #[case] max_cpus: u32,
+        #[case] max_memory_mib: u64,
+        #[case] huge_pages: bool,
+        #[case] (cpus, memory): (u32, u64),
+    ) {
+        let mut settings = Settings::default();
+        settings.vm.spare_cpus = spare_cpus;
+        settings.vm.spare_memory_mib = spare_memory_mib;
+        settings.vm.max_cpus = max_cpus;
+        settings.vm.max_memory_mib = max_memory_mib;
+        settings.vm.huge_pages = huge_pages;
+        let size = size(&Spec::default(), Wishes::default(), &settings).unwrap();
+        assert_eq!((size.cpus.max, size.spare_memory_mib), (cpus, memory));
+        assert_eq!(size.bounds.most.cpus, cpus);
+        assert_eq!(size.bounds.most.memory_mib, 512 + memory);
     }
 }

@@ -13,18 +13,17 @@ use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{
     MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig, SnapshotDescriptors,
 };
-use isopod_control::{
-    monitor::{Empty, ResizeRequest},
-    monitor_ttrpc::MonitorClient,
-};
+use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
     context,
 };
 
-use super::found::Found;
+use super::{found::Found, hotplug::Hotplug};
 use crate::{
-    engine::{BackEnds, EngineError, Machine, console::Console, pair},
+    engine::{
+        BackEnds, EngineError, MEMORY_BLOCK_MIB, Machine, SpareMemory, console::Console, pair,
+    },
     host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
     plan::PodPlan,
 };
@@ -53,9 +52,6 @@ const VSOCK_FD: i32 = 7;
 /// devices.
 const START: Duration = Duration::from_secs(30);
 
-/// What the monitor does without asking the guest.
-const ANSWER: Duration = Duration::from_secs(10);
-
 /// The filter's answer to a call that is not in its table.
 const SIGSYS: i32 = 31;
 
@@ -66,44 +62,16 @@ pub(super) struct KvmMachine {
     console: Console,
     /// What the monitor writes to standard error.
     errors: Console,
-    memory: Memory,
-    /// It has a balloon.
-    resizable: bool,
+    /// What can be added to the guest's memory, in MiB.
+    hotplug_mib: u64,
 }
 
-/// What the guest boots with, and what can be added, in MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Memory {
-    boot: u64,
-    hotplug: u64,
-}
-
-/// What can be added comes in units of this, in MiB (`MonitorConfig::slots`).
-const HOTPLUG_UNIT: u64 = 128;
-/// What is asked for, in units of this.
-const BLOCK: u64 = 2;
-
-impl Memory {
-    fn of(plan: &PodPlan, found: Found) -> Self {
-        let boot = plan.vm.memory.size_mib;
-        let more = match found.emulated_supervisor {
-            true => 0,
-            false => plan.settings.vm.max_memory_mib.saturating_sub(boot),
-        };
-        Self {
-            boot,
-            hotplug: more - more % HOTPLUG_UNIT,
-        }
-    }
-
-    /// What is to be added, and what is to be given back, for the guest to have `wanted`.
-    fn request(self, wanted: u64) -> Option<(u64, u64)> {
-        let Self { boot, hotplug } = self;
-        let added = wanted
-            .saturating_sub(boot)
-            .div_ceil(BLOCK)
-            .saturating_mul(BLOCK);
-        (wanted > 0 && added <= hotplug).then(|| (added, boot.saturating_sub(wanted)))
+/// What can be added to a guest's memory: nothing where supervisor mode is interpreted.
+fn hotplug_mib(plan: &PodPlan, found: Found) -> u64 {
+    let spare = plan.vm.spare_memory_mib;
+    match found.emulated_supervisor {
+        true => 0,
+        false => spare - spare % MEMORY_BLOCK_MIB,
     }
 }
 
@@ -118,7 +86,7 @@ fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
         false => {
             let slots = SlotsConfig {
                 balloon: true,
-                hotplug_mib: Memory::of(plan, found).hotplug,
+                hotplug_mib: hotplug_mib(plan, found),
                 ..SlotsConfig::default()
             };
             (RootConfig::Pmem, slots)
@@ -206,8 +174,7 @@ pub(super) async fn start(
         control: MonitorClient::new(Client::new(Socket::new(control))),
         console,
         errors,
-        memory: Memory::of(plan, found),
-        resizable: !found.emulated_supervisor,
+        hotplug_mib: hotplug_mib(plan, found),
     })
 }
 
@@ -250,25 +217,12 @@ impl Machine for KvmMachine {
         }
     }
 
-    async fn resize(&mut self, memory_mib: u64) -> Result<(), EngineError> {
-        if !self.resizable {
-            let why = "where supervisor mode is interpreted, machines keep their size".to_owned();
-            return Err(EngineError::Resize { memory_mib, why });
-        }
-        let Memory { boot, hotplug } = self.memory;
-        let request = self.memory.request(memory_mib);
-        let (added, balloon) = request.ok_or_else(|| EngineError::Resize {
-            memory_mib,
-            why: format!("between 1 and {} are possible", boot + hotplug),
-        })?;
-        let mut request = ResizeRequest::new();
-        request.hotplug_mib = Some(added).filter(|_| hotplug > 0);
-        request.balloon_mib = Some(balloon);
-        let resized = self.control.resize(within(ANSWER), &request).await;
-        resized.map(drop).map_err(|error| EngineError::Resize {
-            memory_mib,
-            why: error.to_string(),
-        })
+    fn spare(&self) -> Option<Box<dyn SpareMemory>> {
+        let hotplug = Hotplug {
+            mib: self.hotplug_mib,
+            control: self.control.clone(),
+        };
+        (self.hotplug_mib > 0).then(|| Box::new(hotplug) as Box<dyn SpareMemory>)
     }
 
     async fn exited(&mut self) -> String {
@@ -309,29 +263,5 @@ impl KvmMachine {
             (None, None) => "isopod-vmm ended".to_owned(),
         };
         self.console.explain(&what)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_grows_by_adding_and_shrinks_by_giving_back() {
-        let memory = Memory {
-            boot: 512,
-            hotplug: 1024,
-        };
-        for (wanted, request) in [
-            (512, Some((0, 0))),
-            (513, Some((2, 0))),
-            (1536, Some((1024, 0))),
-            (1537, None),
-            (u64::MAX, None),
-            (400, Some((0, 112))),
-            (0, None),
-        ] {
-            assert_eq!(memory.request(wanted), request, "{wanted}");
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! isopod's own monitor, isopod-vmm: one jailed process per machine.
 
 mod found;
+mod hotplug;
 mod machine;
 
 use async_trait::async_trait;

@@ -5,6 +5,8 @@ use std::{ffi::OsString, os::fd::RawFd};
 use isopod_config::VmConfig;
 use isopod_settings::{Accelerator, Paths};
 
+use super::spare::Spare;
+
 /// Descriptors as QEMU and its launcher have them.
 pub(super) const IMAGE_FD: RawFd = 3;
 pub(super) const FS_FD: RawFd = 4;
@@ -34,7 +36,8 @@ pub(super) fn launcher(vm: &VmConfig, paths: &Paths, confinement: &Confinement) 
         words.push("--keep-fd", &fd.to_string());
     }
     // Guest memory is the only file that QEMU makes.
-    words.push("--limit-fsize", &(vm.memory.size_mib << 20).to_string());
+    let memory = Spare::of(vm).total_mib() << 20;
+    words.push("--limit-fsize", &memory.to_string());
     words.0.push("--bind-ro-at".into());
     words.0.push(vm.kernel.path.clone().into());
     words.0.push(KERNEL.into());
@@ -53,7 +56,7 @@ pub(super) fn launcher(vm: &VmConfig, paths: &Paths, confinement: &Confinement) 
 
 /// QEMU's arguments.
 pub(super) fn qemu(vm: &VmConfig, accelerator: Accelerator) -> Vec<OsString> {
-    let size = vm.memory.size_mib;
+    let size = Spare::of(vm).total_mib();
     let mut words = Words::default();
     words.push("-name", &format!("guest={}", escape(&vm.name)));
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
@@ -85,10 +88,8 @@ pub(super) fn qemu(vm: &VmConfig, accelerator: Accelerator) -> Vec<OsString> {
             words.push("-cpu", "host");
         }
     }
-    words.push(
-        "-smp",
-        &format!("cpus={},maxcpus={}", vm.cpus.boot, vm.cpus.max),
-    );
+    // All of them: this machine cannot be given more. Those that the kernel does not bring up wait, halted.
+    words.push("-smp", &format!("cpus={}", vm.cpus.max));
     words.push("-m", &format!("size={size}M"));
     let huge = if vm.memory.huge_pages {
         ",hugetlb=on,hugetlbsize=2M"
@@ -157,12 +158,25 @@ const TCG_PARAMETERS: [&str; 6] = [
     "noreplace-smp",
 ];
 
+/// What is added is used at once, and mostly in a way that lets it be taken away again.
+const GROWING_PARAMETERS: [&str; 2] = [
+    "memhp_default_state=online",
+    "memory_hotplug.online_policy=auto-movable",
+];
+
 /// What the plan says, then what this machine needs: `quiet` must be known before there is a console.
 fn command_line(vm: &VmConfig, accelerator: Accelerator) -> String {
     let mut words: Vec<&str> = vm.kernel.command_line.iter().map(String::as_str).collect();
     words.extend(MACHINE_PARAMETERS);
     if accelerator == Accelerator::Tcg {
         words.extend(TCG_PARAMETERS);
+    }
+    let online = format!("maxcpus={}", vm.cpus.boot);
+    words.push(&online);
+    let memory = Spare::of(vm).parameter();
+    if let Some(memory) = &memory {
+        words.push(memory);
+        words.extend(GROWING_PARAMETERS);
     }
     words.join(" ")
 }

@@ -10,6 +10,7 @@ fn vm() -> VmConfig {
             size_mib: 514,
             huge_pages: false,
         },
+        spare_memory_mib: 0,
         kernel: KernelConfig {
             path: "/k/vmlinux".into(),
             command_line: vec!["init=/sbin/x".into(), "quiet".into()],
@@ -45,7 +46,7 @@ fn qemu_is_told_only_what_the_plan_says() {
     assert!(value(&words, "-sandbox").starts_with("on,obsolete=deny,"));
     assert!(value(&words, "-machine").starts_with("microvm,acpi=off,"));
     assert_eq!(value(&words, "-name"), "guest=pod,,1");
-    assert_eq!(value(&words, "-smp"), "cpus=2,maxcpus=2");
+    assert_eq!(value(&words, "-smp"), "cpus=2");
     assert_eq!(value(&words, "-m"), "size=514M");
     assert!(value(&words, "-accel").starts_with("tcg,"));
     assert_eq!(value(&words, "-kernel"), "/vmlinux");
@@ -79,6 +80,28 @@ fn the_guest_kernel_gets_the_parameters_that_it_is_measured_with() {
     }
     // A real CPU speculates.
     assert!(!command_line(&vm, Accelerator::Kvm).contains("mitigations"));
+}
+
+#[test]
+fn what_the_guest_can_grow_by_is_there_and_not_in_use() {
+    let mut vm = vm();
+    vm.cpus.max = 5;
+    vm.spare_memory_mib = 1024;
+    let words = text(&qemu(&vm, Accelerator::Tcg));
+    assert_eq!(value(&words, "-smp"), "cpus=5");
+    assert_eq!(value(&words, "-m"), "size=1664M");
+    let line = value(&words, "-append");
+    assert!(line.contains(" maxcpus=2 mem=514M "), "{line}");
+    assert!(line.contains(" memory_hotplug.online_policy=auto-movable"));
+    let all = words.join(" ");
+    assert!(all.contains("memory-backend-memfd,id=memory,size=1664M,share=on "));
+    let confinement = Confinement {
+        uid: 7,
+        gid: 8,
+        accelerator: Accelerator::Tcg,
+    };
+    let words = text(&launcher(&vm, &Paths::default(), &confinement));
+    assert_eq!(value(&words, "--limit-fsize"), (1664u64 << 20).to_string());
 }
 
 #[test]

@@ -15,9 +15,10 @@ use tokio::time::timeout;
 use super::{
     command::{CONSOLE_FD, Confinement, FS_FD, IMAGE_FD, LIFELINE_FD, QMP_FD, VSOCK_FD, launcher},
     qmp::Qmp,
+    spare::Spare,
 };
 use crate::{
-    engine::{BackEnds, EngineError, Machine, console::Console, pair},
+    engine::{BackEnds, EngineError, Machine, SpareMemory, console::Console, pair},
     host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
     plan::PodPlan,
 };
@@ -30,6 +31,7 @@ const ENDING: Duration = Duration::from_secs(5);
 pub(super) struct QemuMachine {
     process: HostProcess,
     qmp: Qmp,
+    spare: Spare,
     /// What the guest writes.
     console: Console,
     /// What QEMU and its launcher write to standard error.
@@ -83,6 +85,7 @@ pub(super) async fn start(
     Ok(QemuMachine {
         process,
         qmp: Qmp::new(qmp),
+        spare: Spare::of(&plan.vm),
         console,
         errors,
     })
@@ -125,6 +128,10 @@ impl Machine for QemuMachine {
             Ok(false) => Err(EngineError::Ended(self.exited().await)),
             Err(_) => Err(EngineError::Silent(START)),
         }
+    }
+
+    fn spare(&self) -> Option<Box<dyn SpareMemory>> {
+        (self.spare.mib() > 0).then(|| Box::new(self.spare) as Box<dyn SpareMemory>)
     }
 
     async fn exited(&mut self) -> String {

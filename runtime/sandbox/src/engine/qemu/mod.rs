@@ -3,6 +3,7 @@
 mod command;
 mod machine;
 mod qmp;
+mod spare;
 
 use async_trait::async_trait;
 use isopod_settings::Accelerator;

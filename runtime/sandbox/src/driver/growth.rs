@@ -1,0 +1,160 @@
+//! The machine's size follows its containers' limits.
+//!
+//! ```text
+//!   create, update:  wanted up    -> grow: memory, then processors   -> the container gets its limits
+//!   update, delete:  the limits   -> wanted down -> shrink, beside everything else
+//! ```
+//! Growing comes before whoever needs it, and fails with it. Shrinking comes after, and its failure is told
+//! and has no other consequence: the guest keeps what it does not give back. Acts come one after the
+//! other, each towards what is wanted when it begins; so their order does not matter.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::sync::{Mutex, watch};
+
+use super::effect::{Change, Effect, Effects};
+use crate::{
+    Error,
+    engine::{Lent, SpareMemory},
+    plan::{Bounds, Demand, Size},
+};
+
+/// What moves the machine between its bounds.
+pub(crate) struct Growth {
+    bounds: Bounds,
+    spare: Option<Box<dyn SpareMemory>>,
+    wanted: watch::Sender<Size>,
+    /// What the guest has, or may have.
+    now: Mutex<Size>,
+    /// Told once for each time that it begins.
+    short: AtomicBool,
+}
+
+impl Growth {
+    /// Of a machine that booted.
+    pub fn new(bounds: Bounds, spare: Option<Box<dyn SpareMemory>>) -> Self {
+        let mib = spare.as_ref().map_or(0, |spare| spare.mib());
+        let most = bounds.boot.memory_mib.saturating_add(mib);
+        let bounds = Bounds {
+            most: Size {
+                memory_mib: bounds.most.memory_mib.min(most),
+                ..bounds.most
+            },
+            ..bounds
+        };
+        Self {
+            bounds,
+            spare,
+            wanted: watch::Sender::new(bounds.boot),
+            now: Mutex::new(bounds.boot),
+            short: AtomicBool::new(false),
+        }
+    }
+
+    /// What these containers need is wanted from now on.
+    pub fn want<'a>(&self, demands: impl IntoIterator<Item = &'a Demand>) {
+        let (size, needed) = self.bounds.fit(demands);
+        let short = needed.max(size) != size;
+        if short && !self.short.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                ?needed,
+                most = ?self.bounds.most,
+                "the containers' limits are above what their machine can have: vm.max_cpus, \
+                 vm.spare_cpus, vm.max_memory_mib, vm.spare_memory_mib"
+            );
+        }
+        self.short.fetch_and(short, Ordering::Relaxed);
+        self.wanted.send_if_modified(|wanted| {
+            let changed = *wanted != size;
+            *wanted = size;
+            changed
+        });
+    }
+
+    /// Until the guest has at least what is wanted.
+    pub async fn grow(&self, effects: &Effects) -> Result<(), Error> {
+        let mut now = self.now.lock().await;
+        let size = now.max(*self.wanted.borrow());
+        if *now == size {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut *now, size);
+        let memory = self.lend(before, size, effects).await?;
+        let grown = effects.ask(effects.guest.set_size(size.cpus, memory));
+        let grown = grown.await.map_err(|error| grow_error(size, error))?;
+        if grown.cpus < size.cpus {
+            let error = Error::Failed(format!("it has {} CPUs", grown.cpus));
+            return Err(grow_error(size, error));
+        }
+        tracing::info!(?before, now = ?size, "the machine has grown");
+        Ok(())
+    }
+
+    /// Takes back what is not wanted any more.
+    async fn shrink(&self, effects: &Effects) -> Result<(), Error> {
+        let mut now = self.now.lock().await;
+        let size = now.min(*self.wanted.borrow());
+        if *now == size {
+            return Ok(());
+        }
+        // Tried once, whatever comes of it.
+        let before = std::mem::replace(&mut *now, size);
+        let memory = self.lend(before, size, effects).await?;
+        let shrunk = effects.ask(effects.guest.set_size(size.cpus, memory));
+        let shrunk = shrunk.await?;
+        match shrunk.kept.as_str() {
+            "" => tracing::info!(?before, now = ?size, "the machine has shrunk"),
+            why => {
+                tracing::warn!(?before, wanted = ?size, why, "the guest keeps more than it needs")
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the guest have the memory of `size`, if it had another.
+    async fn lend(&self, before: Size, size: Size, effects: &Effects) -> Result<Lent, Error> {
+        let spare = self.spare.as_ref();
+        let spare = spare.filter(|_| size.memory_mib != before.memory_mib);
+        let Some(spare) = spare else {
+            return Ok(Lent::default());
+        };
+        let mib = size.memory_mib.saturating_sub(self.bounds.boot.memory_mib);
+        let lent = spare.lend(mib).await;
+        lent.map_err(|error| effects.gone().map_or_else(|| error.into(), Error::VmGone))
+    }
+
+    /// Work for the driver, if there is something to take back.
+    pub fn settle(self: Arc<Self>, effects: Effects) -> Option<Effect> {
+        if effects.gone().is_some() {
+            return None;
+        }
+        // Somebody acts on the size just now: what is wanted may be less than what comes of it.
+        let idle = match self.now.try_lock() {
+            Ok(now) => now.min(*self.wanted.borrow()) == *now,
+            Err(_) => false,
+        };
+        if idle {
+            return None;
+        }
+        Some(Box::pin(async move {
+            match self.shrink(&effects).await {
+                Ok(()) | Err(Error::VmGone(_)) => {}
+                Err(error) => tracing::warn!(%error, "shrink the machine"),
+            }
+            Box::new(|_: &mut super::State| {}) as Change
+        }))
+    }
+}
+
+fn grow_error(size: Size, error: Error) -> Error {
+    let Size { cpus, memory_mib } = size;
+    match error {
+        gone @ Error::VmGone(_) => gone,
+        error => Error::Failed(format!(
+            "give the virtual machine {cpus} CPUs and {memory_mib} MiB of memory: {error}"
+        )),
+    }
+}
