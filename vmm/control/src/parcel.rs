@@ -230,6 +230,38 @@ mod tests {
         assert_eq!(parcels.take(4).unwrap_err(), ParcelError::Missing(4));
     }
 
+    proptest::proptest! {
+        /// Packets of any length with any number of descriptors, and any number asked for in between.
+        #[test]
+        fn any_packets_leave_no_more_than_is_bounded(
+            packets in proptest::collection::vec(
+                (proptest::collection::vec(0u8..3, 0..12), 0usize..12),
+                0..60,
+            ),
+            wanted in proptest::collection::vec(proptest::num::u64::ANY, 0..8),
+        ) {
+            let (ours, mut parcels) = pair();
+            let file = file("x");
+            for (bytes, count) in packets {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(12))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                let descriptors = vec![file.as_fd(); count];
+                if count > 0 {
+                    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+                }
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                // A full socket takes no more.
+                let _ = sendmsg(&ours, &[IoSlice::new(&bytes)], &mut ancillary, flags);
+            }
+            for number in wanted.into_iter().chain([0]) {
+                if let Ok(taken) = parcels.take(number) {
+                    proptest::prop_assert!((1..=MAX_DESCRIPTORS).contains(&taken.len()));
+                }
+                proptest::prop_assert!(parcels.waiting.len() <= MAX_WAITING);
+            }
+        }
+    }
+
     #[test]
     fn what_nobody_asks_for_is_bounded() {
         let (ours, mut parcels) = pair();

@@ -5,9 +5,14 @@ mod rig;
 
 use std::{
     fs::{self, File},
+    io::Write,
     os::{fd::AsRawFd, unix::process::ExitStatusExt},
     path::Path,
+    process::{Command, Stdio},
 };
+
+use isopod_config::MonitorConfig;
+use serde_json::{Value, json};
 
 use rig::{FOREVER, RESET, STRANGE, UID, ask, print, start};
 
@@ -157,4 +162,82 @@ fn the_walls_stand_before_the_guest_runs() {
         .collect();
     assert!(paths.is_empty(), "{paths:?}");
     assert!(monitor.console.as_raw_fd() > 2);
+}
+
+/// What a monitor answers to a configuration, without a descriptor of those it names.
+fn configured(json: &[u8]) -> (Option<i32>, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_isopod-vmm"))
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may have seen enough before all is written.
+    let _ = child.stdin.take().unwrap().write_all(json);
+    let ended = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr).into_owned();
+    (ended.status.code(), told)
+}
+
+#[test]
+fn a_configuration_that_is_none_is_refused() {
+    let deep = "[".repeat(60_000);
+    let long = format!("{{\"name\": \"{}\"", "x".repeat(100_000));
+    for text in [
+        "",
+        "{}",
+        "null",
+        "7",
+        "{\"name\": 3}",
+        "\0\0\0",
+        "{\"a",
+        &deep,
+        &long,
+    ] {
+        let (code, told) = configured(text.as_bytes());
+        let shown = text.get(..10).unwrap_or(text);
+        assert_eq!(code, Some(1), "{shown}: {told}");
+        assert!(
+            told.contains("understand the configuration"),
+            "{shown}: {told}"
+        );
+    }
+}
+
+#[test]
+fn a_configuration_of_any_values_ends_in_an_error() {
+    let bare = MonitorConfig::bare("test", 64, UID);
+    let bare = serde_json::to_value(bare).unwrap();
+    let mut paths = Vec::new();
+    fields(&bare, String::new(), &mut paths);
+    assert!(paths.len() > 15, "{paths:?}");
+    for path in paths {
+        for value in [
+            json!(-1),
+            json!(0),
+            json!(1),
+            json!(u64::MAX),
+            json!("/etc/passwd"),
+            json!([3, 3]),
+        ] {
+            let mut config = bare.clone();
+            *config.pointer_mut(&path).unwrap() = value.clone();
+            let json = serde_json::to_vec(&config).unwrap();
+            let (code, told) = configured(&json);
+            assert_eq!(code, Some(1), "{path} = {value}: {told}");
+            assert!(!told.contains("panicked"), "{path} = {value}: {told}");
+        }
+    }
+}
+
+/// All that has a value, by JSON pointer.
+fn fields(value: &Value, path: String, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            for (name, value) in map {
+                fields(value, format!("{path}/{name}"), found);
+            }
+        }
+        _ => found.push(path),
+    }
 }
