@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::net::UnixListener,
     path::PathBuf,
     process::Command,
     time::Duration,
@@ -35,7 +36,23 @@ const TAP: &str = "selftest0";
 const FRAMES: u64 = 64;
 
 /// All kinds, and what they are told to be.
-const KINDS: &[&str] = &["balloon", "blk", "fs", "mem", "net", "rng", "vsock"];
+const KINDS: &[&str] = &[
+    "balloon", "blk", "console", "fs", "mem", "net", "pmem", "rng", "vsock",
+];
+
+/// The port of the host that sends everything back.
+const ECHO: u32 = 1000;
+
+/// MiB that the balloon takes.
+const BALLOON_MIB: u32 = 2;
+
+/// What devices say that did what only they do.
+const DONE: &[&str] = &[
+    "512 pages given back; after three resets 512 pages given back",
+    "KiB echoed, ",
+    "a write is ",
+    "written and flushed and discarded",
+];
 
 fn devices(bed: &Bed) -> Result<()> {
     let monitor = bed.machine.bin_dir.join("isopod-vmm");
@@ -53,15 +70,19 @@ fn devices(bed: &Bed) -> Result<()> {
         .arg(&bed.machine.kernel)
         .arg("--image")
         .arg(&bed.machine.selftest_image)
-        .args(["--root", "blk", "--memory", "128", "--memory-max", "256"])
-        .args(["--balloon", "--tap", TAP, "--vsock"])
+        .args(["--root", "pmem", "--memory", "128", "--memory-max", "256"])
+        .arg(format!("--balloon={BALLOON_MIB}"))
+        .args(["--virtio-console", "--tap", TAP, "--vsock"])
         .arg(bed.dir.join("selftest.vsock"))
         .arg("--fs")
         .arg(&share)
         .arg("--disk")
         .arg(&disk)
         .args(["quiet", "init=/sbin/isopod-agent", "isopod.selftest.rest"])
-        .arg(format!("isopod.selftest={scale}"));
+        .arg(format!("isopod.selftest={scale}"))
+        .arg(format!("isopod.selftest.balloon={}", BALLOON_MIB * 256));
+    let port = UnixListener::bind(bed.dir.join(format!("vsock_{ECHO}")))?;
+    std::thread::spawn(move || echo(&port));
     let mut guest = Background::start(&mut command)?;
     let pid = guest.pid();
 
@@ -89,6 +110,10 @@ fn devices(bed: &Bed) -> Result<()> {
     kinds.dedup();
     check_eq!(kinds, KINDS);
     check_contains!(last, " passed, 0 failed");
+    let said = guest.lines().join("\n");
+    for done in DONE {
+        check_contains!(said, *done);
+    }
     let arrived = frames()?;
     ensure!(arrived >= FRAMES, "{arrived} frames of {FRAMES} arrived");
     ensure!(
@@ -104,6 +129,14 @@ fn devices(bed: &Bed) -> Result<()> {
     })?;
     ensure!(procfs::process(pid).is_some(), "the monitor is gone");
     Ok(())
+}
+
+/// Sends back what comes, one connection after the other, until the bed ends.
+fn echo(port: &UnixListener) {
+    for stream in port.incoming().map_while(Result::ok) {
+        // A guest that leaves in the middle is told of by its own side.
+        let _ = std::io::copy(&mut &stream, &mut &stream);
+    }
 }
 
 /// Debian's file server: isopod's own wants its jail. The socket that it listens on.

@@ -9,6 +9,7 @@
 //! ```
 //! Devices are found in sysfs by their number (virtio 1.2, 5). The one that the root is on is not reset.
 
+mod balloon;
 mod net;
 mod storage;
 mod streams;
@@ -54,6 +55,13 @@ fn expect(right: bool, told: impl FnOnce() -> String) -> Result<(), SelfTestErro
 pub(crate) fn wanted() -> Option<usize> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
     word(&line, "isopod.selftest=")?.parse().ok()
+}
+
+/// Pages that the host will ask back.
+fn balloon_pages() -> i64 {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let pages = word(&line, "isopod.selftest.balloon=");
+    pages.and_then(|pages| pages.parse().ok()).unwrap_or(0)
 }
 
 /// Whether the machine rests afterwards, so that the host can look at it.
@@ -124,8 +132,9 @@ impl Device {
             4 => streams::entropy(scale),
             19 => streams::vsock(scale),
             26 => storage::share(scale),
-            27 => storage::range(self),
-            // Balloon and memory: what they do, they do when the host asks.
+            27 => storage::range(scale),
+            5 => balloon::size(),
+            // Memory: what it does, it does when the host asks.
             _ => Ok("in use".to_owned()),
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 
-use super::{SelfTestError, expect, system};
+use super::{SelfTestError, expect, pattern, system};
 
 /// Entropy: never twice the same, and as much as is asked for.
 pub(super) fn entropy(scale: usize) -> Result<String, SelfTestError> {
@@ -50,23 +50,52 @@ pub(super) fn console(scale: usize) -> Result<String, SelfTestError> {
 
 /// A port of the host at which nobody listens.
 const NOBODY: u32 = 1;
+/// One at which everything is sent back, if the host has made it.
+const ECHO: u32 = 1000;
+/// Bytes there and back in one turn: less than either side holds.
+const TURN: usize = 32 << 10;
 
-/// Sockets: connections that the host refuses, one after the other.
+/// Sockets: bytes there and back, and connections that the host refuses, one after the other.
 pub(super) fn vsock(scale: usize) -> Result<String, SelfTestError> {
-    let failed = |act| move |error: nix::Error| system(act, "vsock")(error.into());
+    let echoed = match connected(ECHO)? {
+        None => "nobody echoes".to_owned(),
+        Some(mut stream) => {
+            let (mut out, mut back) = (vec![0; TURN], vec![0; TURN]);
+            for n in 0..4 * scale {
+                pattern(n, &mut out);
+                stream.write_all(&out).map_err(system("write", "vsock"))?;
+                stream
+                    .read_exact(&mut back)
+                    .map_err(system("read", "vsock"))?;
+                expect(out == back, || format!("turn {n} came back another"))?;
+            }
+            format!("{} KiB echoed", (4 * scale * TURN) >> 10)
+        }
+    };
     for _ in 0..16 * scale {
-        let socket = socket(
-            AddressFamily::Vsock,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )
-        .map_err(failed("make"))?;
-        let host = VsockAddr::new(libc::VMADDR_CID_HOST, NOBODY);
-        match connect(socket.as_raw_fd(), &host) {
-            Err(nix::Error::ECONNRESET) => {}
-            other => return Err(SelfTestError::Wrong(format!("a connection: {other:?}"))),
+        if connected(NOBODY)?.is_some() {
+            return Err(SelfTestError::Wrong("nobody answered".to_owned()));
         }
     }
-    Ok(format!("{} connections refused", 16 * scale))
+    Ok(format!("{echoed}, {} connections refused", 16 * scale))
+}
+
+/// A connection to a port of the host; `None`: it was refused.
+fn connected(port: u32) -> Result<Option<File>, SelfTestError> {
+    let failed = |act| move |error: nix::Error| system(act, "vsock")(error.into());
+    let socket = socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(failed("make"))?;
+    match connect(
+        socket.as_raw_fd(),
+        &VsockAddr::new(libc::VMADDR_CID_HOST, port),
+    ) {
+        Ok(()) => Ok(Some(File::from(socket))),
+        Err(nix::Error::ECONNRESET) => Ok(None),
+        Err(error) => Err(failed("connect")(error)),
+    }
 }

@@ -50,9 +50,16 @@ pub struct Run {
     /// added is asked for at once.
     #[arg(long)]
     memory_max: Option<u64>,
-    /// Give the guest a balloon, which returns free pages to the host.
-    #[arg(long)]
-    balloon: bool,
+    /// Give the guest a balloon, which returns free pages to the host; with a number, so many MiB of its
+    /// memory are asked back at once.
+    #[arg(
+        long,
+        value_name = "MIB",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0"
+    )]
+    balloon: Option<u64>,
     /// Back memory with 2 MiB pages.
     #[arg(long)]
     huge_pages: bool,
@@ -179,7 +186,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
             serial: console,
             console: log,
         },
-        balloon: run.balloon,
+        balloon: run.balloon.is_some(),
         disks: run
             .disk
             .iter()
@@ -199,9 +206,8 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     let mut asked = saving::Asked::new(files.is_some())?;
     let on_end = asked.on_end();
     let (mut machine, slots) = assemble(parts, &unconfined, on_end)?;
-    if hotplug_mib > 0 {
-        slots.resize(Some(hotplug_mib), None)?;
-    }
+    let asked_for = |mib: u64| (mib > 0).then_some(mib);
+    slots.resize(asked_for(hotplug_mib), run.balloon.and_then(asked_for))?;
     eprintln!("isopod-vmm: ready after {} ms", start.elapsed().as_millis());
     machine.resume()?;
     if let (saving::Why::Signal, Some(files)) = (asked.wait(), &files) {
