@@ -82,7 +82,7 @@ fn devices(bed: &Bed) -> Result<()> {
         .arg(format!("isopod.selftest={scale}"))
         .arg(format!("isopod.selftest.balloon={}", BALLOON_MIB * 256));
     let port = UnixListener::bind(bed.dir.join(format!("vsock_{ECHO}")))?;
-    std::thread::spawn(move || echo(&port));
+    let echo = std::thread::spawn(move || echo(&port));
     let mut guest = Background::start(&mut command)?;
     let pid = guest.pid();
 
@@ -114,6 +114,9 @@ fn devices(bed: &Bed) -> Result<()> {
     for done in DONE {
         check_contains!(said, *done);
     }
+    eventually("the end of both connections", LIMIT, || {
+        Ok(echo.is_finished().then_some(()))
+    })?;
     let arrived = frames()?;
     ensure!(arrived >= FRAMES, "{arrived} frames of {FRAMES} arrived");
     ensure!(
@@ -131,9 +134,9 @@ fn devices(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// Sends back what comes, one connection after the other, until the bed ends.
+/// Sends back what comes on the guest's two connections, before and after the resets.
 fn echo(port: &UnixListener) {
-    for stream in port.incoming().map_while(Result::ok) {
+    for stream in port.incoming().take(2).map_while(Result::ok) {
         // A guest that leaves in the middle is told of by its own side.
         let _ = std::io::copy(&mut &stream, &mut &stream);
     }
