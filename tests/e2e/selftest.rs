@@ -52,6 +52,7 @@ const DONE: &[&str] = &[
     "KiB echoed, ",
     "a write is ",
     "written and flushed and discarded",
+    "lines; after three resets",
 ];
 
 fn devices(bed: &Bed) -> Result<()> {
@@ -63,6 +64,7 @@ fn devices(bed: &Bed) -> Result<()> {
     let disk = bed.dir.join("selftest.disk");
     File::create(&disk)?.set_len(16 << 20)?;
     let (_server, share) = file_server(bed)?;
+    let written = bed.dir.join("selftest.console");
     let mut command = Command::new(&monitor);
     command
         .arg("run")
@@ -72,7 +74,8 @@ fn devices(bed: &Bed) -> Result<()> {
         .arg(&bed.machine.selftest_image)
         .args(["--root", "pmem", "--memory", "128", "--memory-max", "256"])
         .arg(format!("--balloon={BALLOON_MIB}"))
-        .args(["--virtio-console", "--tap", TAP, "--vsock"])
+        .arg(format!("--virtio-console={}", written.display()))
+        .args(["--tap", TAP, "--vsock"])
         .arg(bed.dir.join("selftest.vsock"))
         .arg("--fs")
         .arg(&share)
@@ -110,6 +113,11 @@ fn devices(bed: &Bed) -> Result<()> {
     kinds.dedup();
     check_eq!(kinds, KINDS);
     check_contains!(last, " passed, 0 failed");
+    let twice = "the console's lines, from before its resets and after them";
+    eventually(twice, Duration::from_secs(30), || {
+        let lines = fs::read_to_string(&written)?;
+        Ok((lines.matches("selftest line 0").count() == 2).then_some(()))
+    })?;
     let said = guest.lines().join("\n");
     for done in DONE {
         check_contains!(said, *done);

@@ -42,7 +42,7 @@ const PMEM_ROOT: &str = "root=/dev/pmem0 rootfstype=erofs rootflags=dax ro rootw
 const BLK_ROOT: &str = "root=/dev/vda rootfstype=erofs ro";
 /// What is added is used at once, and mostly in a way that lets it be taken away again.
 const HOTPLUG: &str = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
-/// The kernel's log moves from the serial port to the console when that is there.
+/// The kernel's log moves from the serial port to the console when that is there, if it is to.
 const CONSOLE: &str = "console=hvc0";
 
 /// A machine could not be put together.
@@ -121,6 +121,8 @@ pub struct Messages {
     /// Those of the console device, which keeps the last of them in any case; none: there is no such
     /// device.
     pub console: Option<Peer>,
+    /// Whether the kernel's log moves from the serial port to that device.
+    pub log_moves: bool,
 }
 
 /// A disk's slot and what is in it.
@@ -268,7 +270,9 @@ pub fn assemble(
         console.set_log(Some(log));
         let console = builder.attach(slots::CONSOLE, console, started(Kind::Console))?;
         slots.console = Some(console);
-        words.push(CONSOLE.to_owned());
+        if messages.log_moves {
+            words.push(CONSOLE.to_owned());
+        }
     }
     if balloon {
         let balloon = Balloon::default();

@@ -168,6 +168,7 @@ fn messages(console: OwnedFd, device: bool) -> io::Result<Messages> {
     Ok(Messages {
         serial: Box::new(Serial(File::from(console))),
         console: log.transpose()?,
+        log_moves: true,
     })
 }
 

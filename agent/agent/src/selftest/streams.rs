@@ -4,7 +4,9 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
@@ -26,26 +28,52 @@ pub(super) fn entropy(scale: usize) -> Result<String, SelfTestError> {
     Ok(format!("{count} reads"))
 }
 
-/// The interactive port: what is written is taken, if somebody is there to take it.
+/// Terminals that the kernel's driver can have (drivers/tty/hvc/hvc_console.c, HVC_ALLOC_TTY_ADAPTERS).
+const TERMINALS: usize = 8;
+
+/// Until the driver and the device have agreed that a port is a console (virtio 1.2, 5.3.6.2).
+const AGREE: Duration = Duration::from_secs(60);
+
+/// The console: what is written is taken, if somebody is there to take it.
 pub(super) fn console(scale: usize) -> Result<String, SelfTestError> {
-    let path = Path::new("/dev/hvc0");
-    let mut file = match File::options()
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-    {
-        // A port of another kind than a terminal.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok("no terminal".into()),
-        other => other.map_err(system("open", path))?,
-    };
-    for n in 0..16 * scale {
+    let since = Instant::now();
+    loop {
+        if let Some((file, path)) = terminal()? {
+            return lines(file, &path, 16 * scale);
+        }
+        expect(since.elapsed() < AGREE, || "it has no terminal".to_owned())?;
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The one that works: after a reset it has the next number.
+fn terminal() -> Result<Option<(File, PathBuf)>, SelfTestError> {
+    for number in 0..TERMINALS {
+        let path = PathBuf::from(format!("/dev/hvc{number}"));
+        let opened = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(&path);
+        match opened {
+            Ok(file) => return Ok(Some((file, path))),
+            // One that is gone, or not there yet.
+            Err(error)
+                if [Some(libc::ENODEV), Some(libc::ENOENT)].contains(&error.raw_os_error()) => {}
+            Err(error) => return Err(system("open", path)(error)),
+        }
+    }
+    Ok(None)
+}
+
+fn lines(mut file: File, path: &Path, count: usize) -> Result<String, SelfTestError> {
+    for n in 0..count {
         match writeln!(file, "selftest line {n}") {
             // Nobody takes them.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             other => other.map_err(system("write", path))?,
         }
     }
-    Ok(format!("{} lines", 16 * scale))
+    Ok(format!("{count} lines"))
 }
 
 /// A port of the host at which nobody listens.

@@ -40,9 +40,10 @@ pub struct Run {
     /// Where the kernel's messages go: `-` for standard output, or a file.
     #[arg(long, default_value = "-")]
     console: PathBuf,
-    /// Give the guest a console device too; the kernel's messages move to it when it is there.
-    #[arg(long)]
-    virtio_console: bool,
+    /// Give the guest a console device too. The kernel's messages move to it when it is there; or, with a
+    /// file, they stay where they are, and the file gets what programs write to the device.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    virtio_console: Option<Option<PathBuf>>,
     /// MiB of memory.
     #[arg(long, default_value_t = 128)]
     memory: u64,
@@ -141,10 +142,14 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     } else {
         Box::new(File::create(&run.console).with_context(|| run.console.display().to_string())?)
     };
-    let log = run
-        .virtio_console
-        .then(|| devices::log(&run.console))
-        .transpose()?;
+    let log = match &run.virtio_console {
+        None => None,
+        Some(None) => Some(devices::log(&run.console)?),
+        Some(Some(path)) => {
+            File::create(path).with_context(|| path.display().to_string())?;
+            Some(devices::log(path)?)
+        }
+    };
     let hotplug_mib = match run.memory_max {
         None => 0,
         Some(most) => most
@@ -185,6 +190,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         messages: Messages {
             serial: console,
             console: log,
+            log_moves: matches!(run.virtio_console, Some(None)),
         },
         balloon: run.balloon.is_some(),
         disks: run
