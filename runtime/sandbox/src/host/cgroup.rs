@@ -54,9 +54,9 @@ impl PodGroup {
         directories.filter(|path| !path.exists()).cloned().collect()
     }
 
-    /// Makes what is missing.
+    /// Makes what is missing. What is there already keeps its limits: others may be in it.
     pub fn create(&self) -> Result<(), HostError> {
-        for directory in &self.directories {
+        for directory in &self.missing() {
             fs::create_dir_all(directory).map_err(HostError::path("make", directory))?;
             for parent in directory.ancestors().skip(1) {
                 let control = parent.join("cgroup.subtree_control");
@@ -90,8 +90,8 @@ impl PodGroup {
     }
 }
 
-/// Removes groups that were recorded, when their processes have ended. Goes on after a failure; tells
-/// the first. Idempotent.
+/// Removes groups that were recorded, when the pod's processes have ended; one that others have moved into
+/// meanwhile is left to them. Goes on after a failure; tells the first. Idempotent.
 pub(crate) fn remove(groups: &[PathBuf]) -> Result<(), HostError> {
     let mut first = Ok(());
     for group in groups {
@@ -112,8 +112,10 @@ fn remove_one(group: &Path) -> io::Result<()> {
         match fs::remove_dir(group) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.kind() != io::ErrorKind::ResourceBusy || left == 0 => {
-                return Err(error);
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error),
+            Err(_) if left == 0 => {
+                tracing::warn!(group = %group.display(), "others are in the pod's control group: it stays");
+                return Ok(());
             }
             Err(_) => {
                 left = left.saturating_sub(1);

@@ -50,16 +50,17 @@ fn a_group_of_version_2_gets_its_controllers_from_above() {
         directories: vec![leaf.clone()],
     };
     assert_eq!(group.missing(), [leaf.as_path()]);
-    fs::create_dir(&leaf).unwrap();
-    fs::write(leaf.join("pids.max"), "max").unwrap();
-    assert_eq!(group.missing(), Vec::<PathBuf>::new());
     group.create().unwrap();
+    assert_eq!(group.missing(), Vec::<PathBuf>::new());
     group.add(17).unwrap();
     let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
     assert_eq!(read("cgroup.subtree_control"), "+pids");
     assert_eq!(read("kubepods/cgroup.subtree_control"), "+pids");
-    assert_eq!(read("kubepods/pod/pids.max"), TASKS_MAX);
     assert_eq!(read("kubepods/pod/cgroup.procs"), "17");
+    // A group that was there is somebody's: its limits stay as they are.
+    fs::write(leaf.join("pids.max"), "max").unwrap();
+    group.create().unwrap();
+    assert_eq!(read("kubepods/pod/pids.max"), "max");
     // What is no control group is not removed, whatever a record says.
     remove(std::slice::from_ref(&leaf)).unwrap_err();
     assert!(leaf.exists());
@@ -84,6 +85,10 @@ fn a_process_is_moved_and_the_group_removed_after_it() {
     let sleeper = Sleeper(Command::new("/bin/sleep").arg("1000").spawn().unwrap());
     let pid = sleeper.0.id();
     group.add(pid).unwrap();
+    let most = group.directories.iter().map(|path| path.join("pids.max"));
+    for most in most.filter(|path| path.exists()) {
+        assert_eq!(fs::read_to_string(most).unwrap().trim(), TASKS_MAX);
+    }
     let of_process = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let inside = of_process.lines().filter(|line| line.ends_with(&name));
     assert_eq!(inside.count(), group.directories.len(), "{of_process}");
@@ -96,6 +101,15 @@ fn a_process_is_moved_and_the_group_removed_after_it() {
     killed.join().unwrap();
     assert_eq!(group.missing(), made);
     remove(&made).unwrap();
+    // Others in it keep it.
+    group.create().unwrap();
+    let other = Sleeper(Command::new("/bin/sleep").arg("1000").spawn().unwrap());
+    group.add(other.0.id()).unwrap();
+    remove(&made).unwrap();
+    assert_eq!(group.missing(), Vec::<PathBuf>::new());
+    drop(other);
+    remove(&made).unwrap();
+    assert_eq!(group.missing(), made);
     // A process that is gone is no error.
     group.create().unwrap();
     group.add(pid).unwrap();

@@ -29,7 +29,8 @@ pub(crate) struct Record {
     pub id: String,
     /// The pod's directory.
     pub dir: PathBuf,
-    /// The control groups that were made for it.
+    /// The control groups that were made for it. A pod that was started before an upgrade may have none.
+    #[serde(default)]
     pub groups: Vec<PathBuf>,
     /// Its processes.
     pub processes: Vec<RecordedProcess>,
@@ -134,6 +135,16 @@ mod tests {
         Record::remove(bundle.path()).unwrap();
         Record::remove(bundle.path()).unwrap();
         assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
+    }
+
+    /// A shim of before an upgrade may die after it.
+    #[test]
+    fn a_record_of_a_version_without_groups_is_read() {
+        let bundle = tempfile::tempdir().unwrap();
+        let old = r#"{"id": "pod", "dir": "/run/isopod/0123456789abcdef", "processes": []}"#;
+        fs::write(bundle.path().join(FILE), old).unwrap();
+        let record = Record::read(bundle.path()).unwrap().unwrap();
+        assert_eq!(record.groups, Vec::<PathBuf>::new());
     }
 
     #[test]
