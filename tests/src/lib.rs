@@ -27,6 +27,7 @@ pub(crate) mod smoke;
 pub mod spec;
 pub mod suite;
 pub mod terminal;
+pub(crate) mod times;
 
 pub use bed::{Bed, Runtime};
 pub use case::Case;

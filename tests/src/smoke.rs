@@ -24,7 +24,7 @@ const PATIENCE: u32 = 20;
 /// Seconds of two processors that do little else; a busy machine has given a guest a quarter of one.
 const BOOT: u64 = 1500;
 /// The container that keeps the pod.
-const POD: &str = "smoke";
+pub(crate) const POD: &str = "smoke";
 
 /// How long a pod may take with so many cases, on processors that do little else.
 pub(crate) fn limit(cases: usize) -> Duration {

@@ -1,6 +1,7 @@
 //! Runs cases, each in a bed of its own, and adds up their outcomes.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::Write,
     process::ExitCode,
@@ -8,7 +9,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -23,6 +24,7 @@ use crate::{
     leftovers::Snapshot,
     probe,
     smoke::{self, Outcomes},
+    times::Times,
 };
 
 /// The groups of cases of one test program.
@@ -45,6 +47,8 @@ struct Summary {
     skipped_cases: Vec<String>,
     /// Passed at the second try only.
     unsteady_cases: Vec<String>,
+    /// What each case took.
+    seconds: BTreeMap<String, f64>,
 }
 
 /// What all cases of a run share.
@@ -53,6 +57,7 @@ struct Shared {
     /// Cases that run alone take it for writing.
     turn: RwLock<()>,
     beds: AtomicU32,
+    times: Times,
     failed: Mutex<Vec<String>>,
     skipped: Mutex<Vec<String>>,
     unsteady: Mutex<Vec<String>>,
@@ -96,6 +101,7 @@ impl Suite {
             machine,
             turn: RwLock::new(()),
             beds: AtomicU32::new(0),
+            times: Times::begin(),
             failed: Mutex::default(),
             skipped: Mutex::default(),
             unsteady: Mutex::default(),
@@ -124,7 +130,9 @@ impl Suite {
             failed_cases: take(&shared.failed),
             skipped_cases: take(&shared.skipped),
             unsteady_cases: take(&shared.unsteady),
+            seconds: shared.times.seconds(),
         };
+        println!("{}", shared.times.report());
         for name in &summary.unsteady_cases {
             println!("unsteady: {name} passed at the second try only");
         }
@@ -280,7 +288,10 @@ impl Shared {
         if case.probe {
             probe::build(&self.machine)?;
         }
-        let finished = self.bed(name, patiently(case.limit))?;
+        let began = Instant::now();
+        let finished = self.bed(name, patiently(case.limit));
+        self.times.note(name, began.elapsed());
+        let finished = finished?;
         if finished.code != 0 {
             anyhow::bail!("{}{}", finished.out(), finished.err());
         }
@@ -300,9 +311,11 @@ impl Shared {
     /// All cases that share a pod, nothing beside it: an interpreted kernel needs all processors there are.
     fn smoke(&self) -> Outcomes {
         let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let began = Instant::now();
         let (outcomes, unsteady) = smoke::with_second_try(&self.smoke, |names| {
             self.bed(&names.join("\n"), patiently(smoke::limit(names.len())))
         });
+        self.times.note(smoke::POD, began.elapsed());
         for name in unsteady {
             push(&self.unsteady, name);
         }
