@@ -15,7 +15,8 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `inode.rs` | inodes that the guest remembers, and how each is reached again |
+//! | `inodes.rs` | all inodes that the guest remembers, and which of them are let go |
+//! | `inode.rs` | one of them, and how it is reached again |
 //! | `identity.rs` | which inode a name or descriptor leads to |
 //! | `handle.rs` | open files and directories |
 //! | `thread.rs` | what each serving thread has of its own: user, umask, working directory |
@@ -37,6 +38,7 @@ mod handle;
 mod held;
 mod identity;
 mod inode;
+mod inodes;
 pub mod name;
 mod thread;
 mod xattr;
@@ -50,7 +52,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use self::{handle::Handles, identity::Reached, inode::Inodes};
+use self::{handle::Handles, identity::Reached, inodes::Inodes};
 
 /// How long the guest may believe names and attributes without asking again. Volumes can change
 /// behind its back (a ConfigMap that is swapped), so not for long.
