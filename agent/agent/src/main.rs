@@ -17,6 +17,7 @@ mod clock;
 mod debug;
 mod events;
 mod fault;
+mod lifecycle;
 mod listen;
 mod log;
 mod oom;
@@ -30,6 +31,7 @@ mod selftest;
 mod service;
 mod shutdown;
 mod size;
+mod stdio;
 mod streams;
 mod sys;
 

@@ -26,7 +26,8 @@ use crate::{
     fault::Fault,
     oom::OomWatch,
     process::{Exit, Process},
-    run::{Waiting, Wiring},
+    run::Waiting,
+    stdio::Wiring,
     streams::Streams,
 };
 

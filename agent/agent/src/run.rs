@@ -1,149 +1,26 @@
 //! Making and starting processes: from a checked request to a process that waits, and on to exec.
 
-use std::{
-    fs::File,
-    io,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{os::fd::AsFd, sync::Arc};
 
 use isopod_container::{
-    Also, Launch, NamespaceKind, Report, Streams, Word,
-    cgroup::{Cgroup, devices, limits},
+    Also, Launch, NamespaceKind, Report, Word,
+    cgroup::{devices, limits},
     id,
     spec::{joins, namespace},
     state::State,
 };
-use isopod_protocol::agent::Stdio;
 use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec, Spec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 
 use crate::{
     fault::{Fault, act},
-    listen::Stream,
-    pipes::{self, End},
+    lifecycle::clear_away,
+    pipes::End,
     pod::{Container, Exec, Pod},
     process::Process,
+    stdio::{Wiring, claim, connect, copy},
 };
-
-/// How long a cgroup may take to empty after its processes were killed.
-const EMPTY_WAIT: Duration = Duration::from_secs(10);
-
-/// Which stream ids a process has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wiring {
-    terminal: bool,
-    stdin: Option<u64>,
-    stdout: Option<u64>,
-    stderr: Option<u64>,
-}
-
-impl Wiring {
-    pub(crate) fn new(stdio: &Stdio) -> Result<Self, Fault> {
-        let id = |id: u64| (id != 0).then_some(id);
-        if stdio.terminal && stdio.stderr != 0 {
-            return Err(Fault::Argument(
-                "stdio.stderr: a terminal has no standard error of its own".to_owned(),
-            ));
-        }
-        Ok(Self {
-            terminal: stdio.terminal,
-            stdin: id(stdio.stdin),
-            stdout: id(stdio.stdout),
-            stderr: id(stdio.stderr),
-        })
-    }
-
-    /// The ids.
-    pub(crate) fn ids(self) -> impl Iterator<Item = u64> {
-        [self.stdin, self.stdout, self.stderr].into_iter().flatten()
-    }
-}
-
-/// The host's streams of a process.
-struct Claimed {
-    stdin: Option<Box<dyn Stream>>,
-    stdout: Option<Box<dyn Stream>>,
-    stderr: Option<Box<dyn Stream>>,
-}
-
-async fn claim(pod: &Pod, wiring: Wiring) -> Result<Claimed, Fault> {
-    let one = async |id: Option<u64>| match id {
-        Some(id) => pod.streams.claim(id).await.map(Some),
-        None => Ok(None),
-    };
-    let (stdin, stdout, stderr) =
-        tokio::try_join!(one(wiring.stdin), one(wiring.stdout), one(wiring.stderr))?;
-    Ok(Claimed {
-        stdin,
-        stdout,
-        stderr,
-    })
-}
-
-/// Our ends of a process's pipes.
-#[derive(Default)]
-struct Ends {
-    stdin: Option<End>,
-    stdout: Option<End>,
-    stderr: Option<End>,
-}
-
-fn connect(wiring: Wiring) -> io::Result<(Streams, Ends)> {
-    if wiring.terminal {
-        return Ok((Streams::Terminal, Ends::default()));
-    }
-    let null = || {
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map(OwnedFd::from)
-    };
-    let mut ends = Ends::default();
-    let mut split = |(theirs, ours): (OwnedFd, End), slot: fn(&mut Ends) -> &mut Option<End>| {
-        *slot(&mut ends) = Some(ours);
-        theirs
-    };
-    let stdin = match wiring.stdin {
-        Some(_) => split(pipes::input_pipe()?, |ends| &mut ends.stdin),
-        None => null()?,
-    };
-    let stdout = match wiring.stdout {
-        Some(_) => split(pipes::output_pipe()?, |ends| &mut ends.stdout),
-        None => null()?,
-    };
-    let stderr = match wiring.stderr {
-        Some(_) => split(pipes::output_pipe()?, |ends| &mut ends.stderr),
-        None => null()?,
-    };
-    Ok((Streams::Plain([stdin, stdout, stderr]), ends))
-}
-
-/// Starts copying. The copies end by themselves, with the process's or the host's ends.
-fn copy(process: &Process, claimed: Claimed, ends: Ends, terminal: Option<Arc<End>>) {
-    let closed = process.input_closed();
-    if let Some(master) = terminal {
-        if let Some(stdin) = claimed.stdin {
-            tokio::spawn(pipes::copy_in(stdin, Arc::clone(&master), closed));
-        }
-        match claimed.stdout {
-            Some(stdout) => tokio::spawn(pipes::copy_out(master, stdout)),
-            None => tokio::spawn(pipes::copy_out(master, Box::new(tokio::io::empty()))),
-        };
-        return;
-    }
-    if let (Some(from), Some(to)) = (claimed.stdin, ends.stdin) {
-        tokio::spawn(pipes::copy_in(from, Arc::new(to), closed));
-    }
-    for (from, to) in [(ends.stdout, claimed.stdout), (ends.stderr, claimed.stderr)] {
-        if let (Some(from), Some(to)) = (from, to) {
-            tokio::spawn(pipes::copy_out(Arc::new(from), to));
-        }
-    }
-}
 
 /// A process that is made up to its exec.
 #[derive(Debug)]
@@ -330,23 +207,6 @@ async fn make_container(
     let container = Arc::new(container);
     pod.oom.add(&container);
     Ok(container)
-}
-
-/// Removes a cgroup, killing what is left in it; says so if it cannot.
-pub(crate) async fn clear_away(cgroup: &Cgroup) {
-    let began = tokio::time::Instant::now();
-    let mut pause = Duration::from_millis(1);
-    loop {
-        let Err(error) = cgroup.remove() else { return };
-        if began.elapsed() > EMPTY_WAIT {
-            crate::log::error(&error.to_string());
-            return;
-        }
-        // Killed processes leave their cgroup when they are reaped, which needs this thread.
-        let _ = cgroup.kill();
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(100));
-    }
 }
 
 /// Runs a created init.

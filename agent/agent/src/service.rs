@@ -3,7 +3,7 @@
 //! A call runs in a task of its own: a host that drops the connection in the middle leaves no process
 //! half made.
 
-use std::{fs, future::Future, io, sync::Arc, time::Duration};
+use std::{fs, future::Future, io, sync::Arc};
 
 use async_trait::async_trait;
 use isopod_container::{
@@ -27,15 +27,12 @@ use ttrpc::r#async::TtrpcContext;
 use crate::{
     Place, boot, clock, debug,
     fault::{Fault, act},
+    lifecycle,
     pod::Pod,
-    process::{Process, send_signal},
-    run::{self, Wiring},
-    shutdown,
+    run, shutdown,
     size::System,
+    stdio::Wiring,
 };
-
-/// How long freezing may take: a process in an uninterruptible wait delays it.
-const FREEZE_WAIT: Duration = Duration::from_secs(10);
 
 /// The service.
 pub(crate) struct Service {
@@ -117,100 +114,6 @@ impl Service {
             .collect();
         Ok(response)
     }
-}
-
-/// Sends a signal to every process of a container.
-fn signal_all(pod: &Pod, id: &str, signal: i32) -> Result<(), Fault> {
-    let container = pod.container(id)?;
-    if signal == libc::SIGKILL {
-        // Also what forks meanwhile.
-        return Ok(container.cgroup.kill()?);
-    }
-    for pid in container.cgroup.pids()? {
-        let Ok(pid) = i32::try_from(pid) else {
-            continue;
-        };
-        match send_signal(pid, signal) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(e) => return Err(act(format!("signal process {pid}"), e)),
-        }
-    }
-    Ok(())
-}
-
-async fn freeze(pod: Arc<Pod>, id: String, frozen: bool) -> Result<(), Fault> {
-    let container = pod.container(&id)?;
-    let state = container.init.state();
-    let (allowed, operation): (bool, _) = if frozen {
-        (state.can_pause(), "pause")
-    } else {
-        (state.can_resume(), "resume")
-    };
-    state.require(allowed, operation, "container")?;
-    container.cgroup.freeze(frozen)?;
-    let began = tokio::time::Instant::now();
-    let mut pause = Duration::from_millis(1);
-    while container.cgroup.is_frozen()? != frozen {
-        if began.elapsed() > FREEZE_WAIT {
-            container.cgroup.freeze(!frozen)?;
-            return Err(act(operation, "the container's processes do not follow"));
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
-    // It may have ended meanwhile: then it stays stopped.
-    container
-        .init
-        .step(if frozen { State::pause } else { State::resume })?;
-    Ok(())
-}
-
-async fn delete(pod: Arc<Pod>, id: String, exec: String) -> Result<ExitStatus, Fault> {
-    let process = pod.process(&id, &exec)?;
-    let state = process.state();
-    state.require(state.can_delete(), "delete", process.subject())?;
-    if exec.is_empty() {
-        return delete_container(&pod, &id, &process).await;
-    }
-    let container = pod.container(&id)?;
-    let found = pod.exec(&id, &exec)?;
-    if let Some((_, wiring)) = found.take_order() {
-        pod.streams.give_up(wiring.ids());
-    } else if state == State::Created {
-        return Err(Fault::Precondition(
-            "the process is being started".to_owned(),
-        ));
-    }
-    container.execs().remove(&exec);
-    Ok(process
-        .exit()
-        .map(|exit| exit.message())
-        .unwrap_or_default())
-}
-
-async fn delete_container(pod: &Pod, id: &str, process: &Process) -> Result<ExitStatus, Fault> {
-    let container = pod.container(id)?;
-    if process.state() != State::Stopped {
-        // Created and never started.
-        container.cgroup.kill()?;
-    }
-    let exit = process.ended().await;
-    run::clear_away(&container.cgroup).await;
-    for exec in container.execs().values() {
-        if let Some((_, wiring)) = exec.take_order() {
-            pod.streams.give_up(wiring.ids());
-        }
-    }
-    pod.remove(id);
-    drop(container);
-    pod.oom.tidy();
-    // The file server holds every file that the guest remembers; the host is about to unmount them.
-    let forgotten =
-        tokio::task::spawn_blocking(|| fs::write("/proc/sys/vm/drop_caches", "2")).await;
-    if let Ok(Err(e)) = forgotten {
-        crate::log::warning(&format!("drop caches: {e}"));
-    }
-    Ok(exit.message())
 }
 
 #[async_trait]
@@ -295,7 +198,7 @@ impl Agent for Service {
                 Fault::Argument(format!("signal: {} is not a signal", request.signal))
             })?;
         if request.all {
-            signal_all(&self.pod, &request.container_id, signal)?;
+            lifecycle::signal_all(&self.pod, &request.container_id, signal)?;
             return Ok(Empty::new());
         }
         let process = self.pod.process(&request.container_id, &request.exec_id)?;
@@ -318,7 +221,12 @@ impl Agent for Service {
 
     async fn delete(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<ExitStatus> {
         let pod = Arc::clone(&self.pod);
-        Ok(finish(delete(pod, request.container_id, request.exec_id)).await?)
+        Ok(finish(lifecycle::delete(
+            pod,
+            request.container_id,
+            request.exec_id,
+        ))
+        .await?)
     }
 
     async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> Answer<Empty> {
@@ -383,13 +291,13 @@ impl Agent for Service {
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> Answer<Empty> {
         let pod = Arc::clone(&self.pod);
-        finish(freeze(pod, request.container_id, true)).await?;
+        finish(lifecycle::freeze(pod, request.container_id, true)).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> Answer<Empty> {
         let pod = Arc::clone(&self.pod);
-        finish(freeze(pod, request.container_id, false)).await?;
+        finish(lifecycle::freeze(pod, request.container_id, false)).await?;
         Ok(Empty::new())
     }
 
