@@ -71,10 +71,12 @@ fn request(cpus: u32, used: &[MemoryRange], unused: &[MemoryRange]) -> SetSizeRe
 #[rstest]
 #[case::more("0", 3, "11-")]
 #[case::all("0-1", 4, "-11")]
-#[case::around_a_hole("0,2", 3, "1--")]
+#[case::into_a_hole("0,2", 3, "1--")]
+#[case::past_a_hole("0,3", 3, "110")]
 #[case::the_same("0-2", 3, "---")]
 #[case::fewer("0-3", 2, "-00")]
 #[case::one("0,2-3", 1, "-00")]
+#[case::by_number("0,2", 2, "10-")]
 #[tokio::test]
 async fn processors_are_switched(
     #[case] online: &str,
@@ -85,6 +87,18 @@ async fn processors_are_switched(
     let response = Arc::new(system).set_size(request(wanted, &[], &[])).await;
     assert_eq!(response.unwrap().kept, "");
     assert_eq!(switches(&dir), expected);
+}
+
+#[rstest]
+#[case("0", 1)]
+#[case("0-2", 3)]
+#[case("0,3", 4)]
+#[tokio::test]
+async fn how_far_they_reach_is_told(#[case] online: &str, #[case] expected: u32) {
+    let (_dir, system) = kernel(online, &[], 1000);
+    // This kernel leaves them as they are.
+    let response = Arc::new(system).set_size(request(1, &[], &[])).await;
+    assert_eq!(response.unwrap().cpus, expected);
 }
 
 #[rstest]

@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::{
     Error,
-    engine::{Machine, SpareMemory},
+    engine::{Machine, Spare},
     file_server::FileServer,
     host::{
         HostError,
@@ -135,9 +135,9 @@ impl PodHost {
         &self.record
     }
 
-    /// What the machine's memory grows by.
-    pub fn spare(&self) -> Option<Box<dyn SpareMemory>> {
-        self.machine.as_ref().and_then(|machine| machine.spare())
+    /// What the machine grows by.
+    pub fn spare(&self) -> Option<Box<dyn Spare>> {
+        self.machine.as_ref().map(|machine| machine.spare())
     }
 
     /// (name, pid) of each process.

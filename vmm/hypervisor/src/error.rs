@@ -69,6 +69,14 @@ pub enum HypervisorError {
         /// What it was asked.
         act: &'static str,
     },
+    /// A number of vCPUs that cannot be let run.
+    #[error("grant {granted} vCPUs: there are {present}, and the first always may run")]
+    Grant {
+        /// What was asked.
+        granted: u32,
+        /// How many there are.
+        present: u32,
+    },
     /// An act that the vCPUs' state does not allow.
     #[error("cannot {act} vCPUs that are {state}")]
     WrongState {

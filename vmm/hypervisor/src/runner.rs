@@ -1,17 +1,26 @@
 //! The threads of all vCPUs as one state machine.
 //!
 //! ```text
+//!   the guest:
 //!   new ──> Paused ──resume──> Running ──guest resets, or fails──> Stopped
 //!             ^  │                │ │                                 ^
 //!             │  └─────stop───────┼─┼─────────────────────────────────┤
 //!             └───────pause───────┘ └──────────stop───────────────────┘
+//!
+//!   each vCPU in it:
+//!   parked ──Running, and its number is below what is granted──> in KVM_RUN
+//!     ^                                                             │
+//!     └────Paused, or its number is so no more: it is kicked────────┘      Stopped: its thread ends
 //! ```
 //!
-//! What is wanted is one word under one lock. A thread looks at it when `KVM_RUN` says that it was
+//! What is wanted is one [`Word`] under one lock. A thread looks at it when `KVM_RUN` says that it was
 //! interrupted, and at no other time: only then is the last port or register access complete, which
 //! saving a processor's state demands. Who changes the word kicks every vCPU afterwards (see `kick`).
 //!
-//! A paused vCPU's thread has let go of its [`Vcpu`]; until it is resumed, others may lock it.
+//! A parked vCPU's thread sleeps and has let go of its [`Vcpu`]; in a paused guest, others may lock it.
+//! One that is not granted stays parked whatever the guest does: an INIT and a SIPI that are sent to it
+//! wait in KVM until it is. One that is taken back stands still where it is, as if the host had no time
+//! for it, and goes on from there if it is granted again, unless the guest has sent it an INIT by then.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -20,18 +29,13 @@ use std::{
 };
 
 use crate::{Bus, HypervisorError, Vcpu, VcpuCounters, VcpuError, kick::Kick, vcpu::Step};
+use word::{Task, Word};
+
+mod word;
 
 /// How long vCPUs may take to come to rest: an exit is answered in microseconds, a busy host may not run
 /// the thread for seconds.
 const REST: Duration = Duration::from_secs(20);
-
-/// What the vCPUs are to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    Run,
-    Pause,
-    Stop,
-}
 
 /// Why the guest ran no further. The first reason counts.
 #[derive(Debug)]
@@ -48,17 +52,6 @@ pub enum End {
 struct Shared {
     word: Mutex<Word>,
     changed: Condvar,
-}
-
-struct Word {
-    wanted: Wanted,
-    /// Threads that hold their vCPU.
-    running: u32,
-    /// Threads that have not ended.
-    alive: u32,
-    end: Option<End>,
-    /// Called once, with the first thread's end.
-    on_end: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Shared {
@@ -81,25 +74,22 @@ pub struct Runners {
 }
 
 impl Runners {
-    /// Starts a thread per vCPU, paused. `prepare` is called on each thread first (its system call
-    /// filter); `on_end` once, on the thread that ends first.
+    /// Starts a thread per vCPU, paused; vCPUs in the order of their numbers, of which those below
+    /// `granted` may run. `prepare` is called on each thread first (its system call filter); `on_end`
+    /// once, on the thread that ends first.
     ///
     /// # Errors
-    /// A thread cannot be started, or `prepare` failed.
+    /// A thread cannot be started, or `prepare` failed; see also [`Self::grant`].
     pub fn start(
         vcpus: Vec<Vcpu>,
+        granted: u32,
         bus: &Arc<dyn Bus>,
         prepare: &Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>,
         on_end: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, HypervisorError> {
+        check_grant(granted, vcpus.len())?;
         let shared = Arc::new(Shared {
-            word: Mutex::new(Word {
-                wanted: Wanted::Pause,
-                running: 0,
-                alive: 0,
-                end: None,
-                on_end: Some(on_end),
-            }),
+            word: Mutex::new(Word::new(vcpus.len(), granted, on_end)),
             changed: Condvar::new(),
         });
         let mut all = Self {
@@ -134,7 +124,7 @@ impl Runners {
                 let good = ready.is_ok();
                 let _ = prepared.send(ready);
                 if good {
-                    live(&shared, &vcpu, &kick, bus.as_ref());
+                    live(&shared, id, &vcpu, &kick, bus.as_ref());
                 }
             }
         };
@@ -158,15 +148,7 @@ impl Runners {
     /// # Errors
     /// It has ended.
     pub fn resume(&self) -> Result<(), HypervisorError> {
-        let mut word = self.shared.word();
-        if word.wanted == Wanted::Stop {
-            return Err(HypervisorError::WrongState {
-                act: "resume",
-                state: "stopped",
-            });
-        }
-        word.wanted = Wanted::Run;
-        drop(word);
+        self.change("resume", Word::run)?;
         self.shared.changed.notify_all();
         Ok(())
     }
@@ -177,24 +159,43 @@ impl Runners {
     /// # Errors
     /// The guest has ended, or a vCPU does not come to rest.
     pub fn pause(&self) -> Result<(), HypervisorError> {
-        let mut word = self.shared.word();
-        if word.wanted == Wanted::Stop {
-            return Err(HypervisorError::WrongState {
-                act: "pause",
-                state: "stopped",
-            });
-        }
-        word.wanted = Wanted::Pause;
-        drop(word);
+        self.change("pause", Word::pause)?;
         self.kick_all();
-        self.wait("pause", |word| word.running == 0)
+        self.wait("pause", Word::running)
+    }
+
+    /// Lets vCPUs below `count` run when the guest does, and no others. Those that do and may not any
+    /// more are stopped where they are; it returns when they are.
+    ///
+    /// # Errors
+    /// None is left, or there are not so many; the guest has ended. A vCPU does not come to rest: it may
+    /// not run all the same, and stands as soon as it leaves the guest.
+    pub fn grant(&self, count: u32) -> Result<(), HypervisorError> {
+        self.check_grant(count)?;
+        self.change("grant", |word| word.grant(count))?;
+        self.shared.changed.notify_all();
+        self.kick_all();
+        self.wait("park", Word::trespassing)
+    }
+
+    /// Whether so many could be granted.
+    ///
+    /// # Errors
+    /// None would be left, or there are not so many.
+    pub fn check_grant(&self, count: u32) -> Result<(), HypervisorError> {
+        check_grant(count, self.runners.len())
+    }
+
+    /// vCPUs below this number may run.
+    #[must_use]
+    pub fn granted(&self) -> u32 {
+        self.shared.word().granted()
     }
 
     /// Whether the guest is paused, and no vCPU moves.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        let word = self.shared.word();
-        word.wanted == Wanted::Pause && word.running == 0
+        self.shared.word().is_paused()
     }
 
     /// Ends every thread and tells why the guest ran no further.
@@ -205,14 +206,14 @@ impl Runners {
         self.shared.word().end(End::Stopped);
         self.shared.changed.notify_all();
         self.kick_all();
-        self.wait("stop", |word| word.alive == 0)?;
+        self.wait("stop", |word| (word.alive() > 0).then_some(word.alive()))?;
         for runner in &mut self.runners {
             if let Some(thread) = runner.thread.take() {
                 // A thread that panicked has told so; there is no more to learn.
                 let _ = thread.join();
             }
         }
-        Ok(self.shared.word().end.take().unwrap_or(End::Stopped))
+        Ok(self.shared.word().take_end().unwrap_or(End::Stopped))
     }
 
     /// Runs `job` on every vCPU in turn, while they are paused.
@@ -246,19 +247,47 @@ impl Runners {
         self.runners.iter().for_each(|runner| runner.kick.kick());
     }
 
-    fn wait(&self, act: &'static str, done: impl Fn(&Word) -> bool) -> Result<(), HypervisorError> {
+    /// Changes what is wanted of a guest that has not ended.
+    fn change(
+        &self,
+        act: &'static str,
+        change: impl FnOnce(&mut Word),
+    ) -> Result<(), HypervisorError> {
+        let mut word = self.shared.word();
+        if word.is_stopped() {
+            let state = "stopped";
+            return Err(HypervisorError::WrongState { act, state });
+        }
+        change(&mut word);
+        Ok(())
+    }
+
+    /// Until there is no vCPU left that `busy` names.
+    fn wait(
+        &self,
+        act: &'static str,
+        busy: impl Fn(&Word) -> Option<u32>,
+    ) -> Result<(), HypervisorError> {
         let deadline = Instant::now() + REST;
         let mut word = self.shared.word();
-        while !done(&word) {
+        while let Some(id) = busy(&word) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let id = word.running;
                 return Err(HypervisorError::Unresponsive { id, act });
             }
             let waited = self.shared.changed.wait_timeout(word, left);
             word = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
+    }
+}
+
+/// The first always may run, and none that is not there.
+fn check_grant(granted: u32, count: usize) -> Result<(), HypervisorError> {
+    let present = u32::try_from(count).unwrap_or(u32::MAX);
+    match (1..=present).contains(&granted) {
+        true => Ok(()),
+        false => Err(HypervisorError::Grant { granted, present }),
     }
 }
 
@@ -271,46 +300,32 @@ impl Drop for Runners {
     }
 }
 
-impl Word {
-    /// Writes down an end, unless there is one.
-    fn end(&mut self, end: End) {
-        self.wanted = Wanted::Stop;
-        self.end.get_or_insert(end);
-    }
-}
-
 /// The life of one vCPU's thread.
-fn live(shared: &Shared, vcpu: &Mutex<Vcpu>, kick: &Kick, bus: &dyn Bus) {
+fn live(shared: &Shared, id: u32, vcpu: &Mutex<Vcpu>, kick: &Kick, bus: &dyn Bus) {
     kick.enter();
-    shared.word().alive += 1;
+    let mut word = shared.word();
+    word.born();
     let on_end = loop {
-        {
-            let mut word = shared.word();
-            loop {
-                match word.wanted {
-                    Wanted::Pause => {
-                        let waited = shared.changed.wait(word);
-                        word = waited.unwrap_or_else(PoisonError::into_inner);
-                    }
-                    Wanted::Run => break,
-                    Wanted::Stop => break,
+        match word.task(id) {
+            Task::Park => {
+                let waited = shared.changed.wait(word);
+                word = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+            Task::Run => {
+                word.set_running(id, true);
+                drop(word);
+                let end = run(shared, id, vcpu, kick, bus);
+                word = shared.word();
+                word.set_running(id, false);
+                if let Some(end) = end {
+                    word.end(end);
                 }
+                shared.changed.notify_all();
             }
-            if word.wanted == Wanted::Stop {
-                word.alive -= 1;
-                break word.on_end.take();
-            }
-            word.running += 1;
+            Task::End => break word.died(),
         }
-        let end = run(shared, vcpu, kick, bus);
-        let mut word = shared.word();
-        word.running -= 1;
-        if let Some(end) = end {
-            word.end(end);
-        }
-        drop(word);
-        shared.changed.notify_all();
     };
+    drop(word);
     kick.leave();
     shared.changed.notify_all();
     if let Some(on_end) = on_end {
@@ -319,14 +334,14 @@ fn live(shared: &Shared, vcpu: &Mutex<Vcpu>, kick: &Kick, bus: &dyn Bus) {
 }
 
 /// Runs until something else is wanted (`None`) or the guest is at its end.
-fn run(shared: &Shared, vcpu: &Mutex<Vcpu>, kick: &Kick, bus: &dyn Bus) -> Option<End> {
+fn run(shared: &Shared, id: u32, vcpu: &Mutex<Vcpu>, kick: &Kick, bus: &dyn Bus) -> Option<End> {
     let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         match vcpu.step(bus) {
             Ok(Step::Ran) => {}
             Ok(Step::Interrupted) => {
                 kick.take();
-                if shared.word().wanted != Wanted::Run {
+                if shared.word().task(id) != Task::Run {
                     return None;
                 }
             }

@@ -119,7 +119,7 @@ fn boot(code: &[u8], file: Option<FileMapping>) -> Option<Rig> {
     let as_bus: Arc<dyn Bus> = Arc::clone(&bus) as Arc<dyn Bus>;
     let prepare: Arc<dyn Fn() -> std::io::Result<()> + Send + Sync> = Arc::new(|| Ok(()));
     let on_end = Box::new(move || end.send(()).unwrap());
-    let runners = Runners::start(vec![vcpu], &as_bus, &prepare, on_end).unwrap();
+    let runners = Runners::start(vec![vcpu], 1, &as_bus, &prepare, on_end).unwrap();
     Some(Rig {
         vm,
         bus,

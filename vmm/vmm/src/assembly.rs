@@ -161,6 +161,8 @@ pub struct Parts {
     pub root: RootConfig,
     /// Processors.
     pub cpus: CpuConfig,
+    /// Of these may run from the boot on.
+    pub granted_cpus: u32,
     /// RAM.
     pub memory: MemoryConfig,
     /// MiB that can be added.
@@ -209,6 +211,7 @@ pub fn assemble(
         image,
         root,
         cpus,
+        granted_cpus,
         memory,
         hotplug_mib,
         host,
@@ -223,6 +226,7 @@ pub fn assemble(
     let config = MachineConfig {
         online_cpus: cpus.boot,
         cpus: cpus.max,
+        granted_cpus,
         memory_mib: memory.size_mib,
         hotplug_mib,
         huge_pages: memory.huge_pages,

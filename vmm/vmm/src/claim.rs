@@ -71,6 +71,7 @@ pub fn parts(config: &MonitorConfig) -> anyhow::Result<Parts> {
         image: File::from(inherited::claim(descriptors.image)?),
         root: config.root,
         cpus: config.cpus,
+        granted_cpus: config.cpus.boot,
         memory: config.memory,
         hotplug_mib: *hotplug_mib,
         host: if config.emulated_supervisor {

@@ -17,6 +17,7 @@ use isopod_control::{
     monitor_ttrpc::Monitor,
     parcel::{ParcelError, Parcels},
 };
+use isopod_hypervisor::HypervisorError;
 use isopod_machine::{Machine, MachineError};
 use tokio::sync::Notify;
 use ttrpc::{
@@ -100,9 +101,8 @@ fn status(code: Code, message: impl ToString) -> Error {
 
 fn failed(error: MachineError) -> Error {
     let code = match &error {
-        MachineError::Hypervisor(isopod_hypervisor::HypervisorError::WrongState { .. }) => {
-            Code::FAILED_PRECONDITION
-        }
+        MachineError::Hypervisor(HypervisorError::WrongState { .. }) => Code::FAILED_PRECONDITION,
+        MachineError::Hypervisor(HypervisorError::Grant { .. }) => Code::OUT_OF_RANGE,
         MachineError::Elsewhere { .. } => Code::FAILED_PRECONDITION,
         _ => Code::INTERNAL,
     };
@@ -229,10 +229,19 @@ impl Monitor for Control {
         let ResizeRequest {
             hotplug_mib,
             balloon_mib,
+            cpus,
             ..
         } = request;
-        let resized = self.state().slots.resize(hotplug_mib, balloon_mib);
-        resized.map(|()| Empty::new()).map_err(refused)
+        let state = self.state();
+        if let Some(cpus) = cpus {
+            state.machine.check_grant(cpus).map_err(failed)?;
+        }
+        let resized = state.slots.resize(hotplug_mib, balloon_mib);
+        resized.map_err(refused)?;
+        if let Some(cpus) = cpus {
+            state.machine.grant(cpus).map_err(failed)?;
+        }
+        Ok(Empty::new())
     }
 
     async fn console_tail(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ConsoleTailResponse> {
@@ -245,6 +254,7 @@ impl Monitor for Control {
         let metrics = self.state().machine.metrics().map_err(failed)?;
         let mut response = MetricsResponse::new();
         response.unanswered = metrics.unanswered;
+        response.cpus = metrics.granted;
         for (id, counters) in (0..).zip(metrics.vcpus) {
             let Some(counters) = counters else { continue };
             let mut vcpu = Vcpu::new();

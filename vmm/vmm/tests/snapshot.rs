@@ -18,6 +18,7 @@ fn counting<'a>(save: Option<&'a Files>, restore: Option<&'a Files>) -> Wanted<'
     Wanted {
         code: &COUNT,
         cpus: 2,
+        spare_cpus: 0,
         memory_mib: 64,
         save,
         restore,

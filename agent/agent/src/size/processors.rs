@@ -34,13 +34,13 @@ impl System {
         self.cpu.join(format!("cpu{number}/online"))
     }
 
-    /// How many work.
+    /// How far those that work reach: one more than the highest number.
     pub(super) fn online(&self) -> Result<u32, SizeError> {
         let online = self.processors("online")?;
-        Ok(u32::try_from(online.len()).unwrap_or(u32::MAX))
+        Ok(online.iter().max().map_or(0, |highest| highest + 1))
     }
 
-    /// Lets `wanted` work, the lowest first; those that do go on.
+    /// Lets all below `wanted` work; the others do what they did. The host lets no others run.
     pub(super) fn bring_online(&self, wanted: u32) -> Result<(), SizeError> {
         let present = self.processors("present")?;
         if wanted == 0 || usize::try_from(wanted).is_ok_and(|wanted| wanted > present.len()) {
@@ -50,22 +50,19 @@ impl System {
             )));
         }
         let online = self.processors("online")?;
-        let missing = usize::try_from(wanted)
-            .unwrap_or(0)
-            .saturating_sub(online.len());
         let offline = present.iter().filter(|number| !online.contains(number));
-        for number in offline.take(missing) {
+        for number in offline.filter(|number| **number < wanted) {
             write(&self.switch(*number), "1")?;
         }
         Ok(())
     }
 
-    /// Lets no more than `wanted` work, the highest last; or why not.
+    /// Lets none from `wanted` on work, the highest first; or why not.
     pub(super) fn take_offline(&self, wanted: u32) -> Result<(), String> {
         let act = || {
             let online = self.processors("online")?;
-            let wanted = usize::try_from(wanted.max(1)).unwrap_or(1);
-            for number in online.iter().skip(wanted).rev() {
+            let surplus = online.iter().filter(|number| **number >= wanted.max(1));
+            for number in surplus.rev() {
                 write(&self.switch(*number), "0")?;
             }
             Ok(())

@@ -24,7 +24,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
 
 use crate::{
     LaunchReport, Sandbox, SandboxRequest,
-    engine::{EngineError, Lent, Machine, SpareMemory, console::Console},
+    engine::{EngineError, Lent, Machine, Spare, console::Console},
     guest::{Guest, Introduction},
     host::{HostError, pod_dir, record::RecordedProcess},
     launch::Ready,
@@ -56,6 +56,10 @@ pub(super) struct FakeAgent {
     pub refusal: Mutex<Option<ttrpc::Status>>,
     /// Processors that the guest can bring online, or why it cannot.
     pub processors: Mutex<Result<u32, ttrpc::Status>>,
+    /// Why the engine grants no processors.
+    pub granted: Mutex<Option<String>>,
+    /// Processors that the guest does not take offline.
+    pub kept: Mutex<u32>,
     machine: watch::Sender<Option<String>>,
 }
 
@@ -204,7 +208,7 @@ impl Agent for FakeAgent {
         self.hear(format!("size {} +{used} -{unused}", request.cpus));
         match self.processors.lock().unwrap().clone() {
             Ok(most) => Ok(agent::SetSizeResponse {
-                cpus: request.cpus.min(most),
+                cpus: request.cpus.min(most).max(*self.kept.lock().unwrap()),
                 ..Default::default()
             }),
             Err(status) => Err(ttrpc::Error::RpcStatus(status)),
@@ -219,12 +223,12 @@ impl Agent for FakeAgent {
     }
 }
 
-/// As QEMU's.
-struct FakeSpare;
+/// Memory as QEMU's, processors as the monitor's.
+struct FakeSpare(Arc<FakeAgent>);
 
 #[async_trait]
-impl SpareMemory for FakeSpare {
-    fn mib(&self) -> u64 {
+impl Spare for FakeSpare {
+    fn memory_mib(&self) -> u64 {
         2048
     }
 
@@ -235,11 +239,20 @@ impl SpareMemory for FakeSpare {
             unused: vec![unused],
         })
     }
+
+    async fn grant(&self, cpus: u32) -> Result<(), EngineError> {
+        self.0.hear(format!("grant {cpus}"));
+        match self.0.granted.lock().unwrap().clone() {
+            Some(why) => Err(EngineError::Processors { cpus, why }),
+            None => Ok(()),
+        }
+    }
 }
 
 struct FakeMachine {
     ended: watch::Receiver<Option<String>>,
     console: Console,
+    agent: Arc<FakeAgent>,
 }
 
 #[async_trait]
@@ -260,8 +273,8 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
-    fn spare(&self) -> Option<Box<dyn SpareMemory>> {
-        Some(Box::new(FakeSpare))
+    fn spare(&self) -> Box<dyn Spare> {
+        Box::new(FakeSpare(Arc::clone(&self.agent)))
     }
 
     async fn exited(&mut self) -> String {
@@ -297,12 +310,6 @@ pub(super) async fn pod(state: &Path) -> FakePod {
     let mut host = PodHost::new(plan).unwrap();
     pod_dir::create(&paths).unwrap();
     let (machine, ended) = watch::channel(None);
-    let fake = FakeMachine {
-        ended,
-        console: Console::default(),
-    };
-    host.add_machine(Box::new(fake)).unwrap();
-
     let (tell, events) = mpsc::channel(16);
     let agent = Arc::new(FakeAgent {
         heard: Mutex::default(),
@@ -312,8 +319,16 @@ pub(super) async fn pod(state: &Path) -> FakePod {
         answers: watch::Sender::new(true),
         refusal: Mutex::default(),
         processors: Mutex::new(Ok(64)),
+        granted: Mutex::default(),
+        kept: Mutex::default(),
         machine: machine.clone(),
     });
+    let fake = FakeMachine {
+        ended,
+        console: Console::default(),
+        agent: Arc::clone(&agent),
+    };
+    host.add_machine(Box::new(fake)).unwrap();
     let streams = serve(UnixListener::bind(paths.vsock()).unwrap(), agent.clone()).await;
     let limit = Duration::from_secs(2);
     let introduction = Introduction {

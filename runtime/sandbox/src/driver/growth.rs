@@ -3,6 +3,9 @@
 //! ```text
 //!   create, update:  wanted up    -> grow: memory, then processors   -> the container gets its limits
 //!   update, delete:  the limits   -> wanted down -> shrink, beside everything else
+//!
+//!   grow:    the engine lends memory, grants processors    the agent brings both into use
+//!   shrink:  the agent takes out of use as far as it goes  the engine takes away what is not used
 //! ```
 //! Growing comes before whoever needs it, and fails with it. Shrinking comes after, and its failure is told
 //! and has no other consequence: the guest keeps what it does not give back. Acts come one after the
@@ -18,25 +21,35 @@ use tokio::sync::{Mutex, watch};
 use super::effect::{Change, Effect, Effects};
 use crate::{
     Error,
-    engine::{Lent, SpareMemory},
+    engine::{EngineError, Lent, Spare},
     plan::{Bounds, Demand, Size},
 };
 
 /// What moves the machine between its bounds.
 pub(crate) struct Growth {
     bounds: Bounds,
-    spare: Option<Box<dyn SpareMemory>>,
+    spare: Option<Box<dyn Spare>>,
     wanted: watch::Sender<Size>,
-    /// What the guest has, or may have.
-    now: Mutex<Size>,
+    now: Mutex<Now>,
     /// Told once for each time that it begins.
     short: AtomicBool,
 }
 
+/// Where the machine is between its bounds.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    /// What the guest has for sure: what growing failed to give it is not here.
+    has: Size,
+    /// What it may have: what growing tried to give it is here.
+    most: Size,
+    /// Processors that the engine lets it run. What it refuses to take offline it keeps.
+    granted: u32,
+}
+
 impl Growth {
     /// Of a machine that booted.
-    pub fn new(bounds: Bounds, spare: Option<Box<dyn SpareMemory>>) -> Self {
-        let mib = spare.as_ref().map_or(0, |spare| spare.mib());
+    pub fn new(bounds: Bounds, spare: Option<Box<dyn Spare>>) -> Self {
+        let mib = spare.as_ref().map_or(0, |spare| spare.memory_mib());
         let most = bounds.boot.memory_mib.saturating_add(mib);
         let bounds = Bounds {
             most: Size {
@@ -49,7 +62,11 @@ impl Growth {
             bounds,
             spare,
             wanted: watch::Sender::new(bounds.boot),
-            now: Mutex::new(bounds.boot),
+            now: Mutex::new(Now {
+                has: bounds.boot,
+                most: bounds.boot,
+                granted: bounds.boot.cpus,
+            }),
             short: AtomicBool::new(false),
         }
     }
@@ -77,18 +94,24 @@ impl Growth {
     /// Until the guest has at least what is wanted.
     pub async fn grow(&self, effects: &Effects) -> Result<(), Error> {
         let mut now = self.now.lock().await;
-        let size = now.max(*self.wanted.borrow());
-        if *now == size {
+        let before = now.has;
+        let size = before.max(*self.wanted.borrow());
+        if before == size {
             return Ok(());
         }
-        let before = std::mem::replace(&mut *now, size);
+        now.most = now.most.max(size);
         let memory = self.lend(before, size, effects).await?;
+        if size.cpus > now.granted {
+            self.grant(size.cpus, effects).await?;
+            now.granted = size.cpus;
+        }
         let grown = effects.ask(effects.guest.set_size(size.cpus, memory));
         let grown = grown.await.map_err(|error| grow_error(size, error))?;
         if grown.cpus < size.cpus {
             let error = Error::Failed(format!("it has {} CPUs", grown.cpus));
             return Err(grow_error(size, error));
         }
+        now.has = size;
         tracing::info!(?before, now = ?size, "the machine has grown");
         Ok(())
     }
@@ -96,15 +119,25 @@ impl Growth {
     /// Takes back what is not wanted any more.
     async fn shrink(&self, effects: &Effects) -> Result<(), Error> {
         let mut now = self.now.lock().await;
-        let size = now.min(*self.wanted.borrow());
-        if *now == size {
+        let before = now.most;
+        let size = before.min(*self.wanted.borrow());
+        if before == size {
             return Ok(());
         }
         // Tried once, whatever comes of it.
-        let before = std::mem::replace(&mut *now, size);
+        now.most = size;
+        now.has = now.has.min(size);
         let memory = self.lend(before, size, effects).await?;
-        let shrunk = effects.ask(effects.guest.set_size(size.cpus, memory));
+        // Growing may have failed before it came to the processors.
+        let cpus = size.cpus.min(now.granted);
+        let shrunk = effects.ask(effects.guest.set_size(cpus, memory));
         let shrunk = shrunk.await?;
+        // A guest that says that it uses more than it was granted gets no more than that.
+        let used = shrunk.cpus.max(cpus).min(now.granted);
+        if before.cpus != size.cpus {
+            self.grant(used, effects).await?;
+            now.granted = used;
+        }
         match shrunk.kept.as_str() {
             "" => tracing::info!(?before, now = ?size, "the machine has shrunk"),
             why => {
@@ -123,7 +156,15 @@ impl Growth {
         };
         let mib = size.memory_mib.saturating_sub(self.bounds.boot.memory_mib);
         let lent = spare.lend(mib).await;
-        lent.map_err(|error| effects.gone().map_or_else(|| error.into(), Error::VmGone))
+        lent.map_err(|error| engine_error(error, effects))
+    }
+
+    async fn grant(&self, cpus: u32, effects: &Effects) -> Result<(), Error> {
+        let Some(spare) = self.spare.as_ref() else {
+            return Ok(());
+        };
+        let granted = spare.grant(cpus).await;
+        granted.map_err(|error| engine_error(error, effects))
     }
 
     /// Work for the driver, if there is something to take back.
@@ -133,7 +174,7 @@ impl Growth {
         }
         // Somebody acts on the size just now: what is wanted may be less than what comes of it.
         let idle = match self.now.try_lock() {
-            Ok(now) => now.min(*self.wanted.borrow()) == *now,
+            Ok(now) => now.most.min(*self.wanted.borrow()) == now.most,
             Err(_) => false,
         };
         if idle {
@@ -147,6 +188,11 @@ impl Growth {
             Box::new(|_: &mut super::State| {}) as Change
         }))
     }
+}
+
+/// What a machine that has ended does not do has its end for a reason.
+fn engine_error(error: EngineError, effects: &Effects) -> Error {
+    effects.gone().map_or_else(|| error.into(), Error::VmGone)
 }
 
 fn grow_error(size: Size, error: Error) -> Error {

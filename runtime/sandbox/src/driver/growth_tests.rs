@@ -73,12 +73,12 @@ fn it_grows_before_a_container_and_shrinks_after_it() {
         let mut both = cpus(2);
         both["memory"] = json!({"limit": 1 << 30});
         create(&pod, "c2", &both).await.unwrap();
-        let grown = ["create c1", "size 3 +1024 -1024", "create c2"];
+        let grown = ["create c1", "grant 3", "size 3 +1024 -1024", "create c2"];
         hears(&pod, &grown).await;
         pod.sandbox.kill(id("c2", ""), 9, true).await.unwrap();
         pod.sandbox.wait(id("c2", "")).await.unwrap();
         pod.sandbox.delete(id("c2", "")).await.unwrap();
-        let after = ["kill c2 9", "delete c2", "size 1 +0 -2048"];
+        let after = ["kill c2 9", "delete c2", "size 1 +0 -2048", "grant 1"];
         hears(&pod, &[&grown[..], &after].concat()).await;
         pod
     });
@@ -89,16 +89,17 @@ fn an_update_grows_it_first_and_shrinks_it_last() {
     with_pod(|pod| async {
         create(&pod, "c1", &json!({})).await.unwrap();
         update(&pod, "c1", cpus(3)).await.unwrap();
-        let mut expected = vec!["create c1", "size 3 +0 -0", "update c1"];
+        let mut expected = vec!["create c1", "grant 3", "size 3 +0 -0", "update c1"];
         hears(&pod, &expected).await;
         update(&pod, "c1", cpus(2)).await.unwrap();
-        expected.extend(["update c1", "size 2 +0 -0"]);
+        expected.extend(["update c1", "size 2 +0 -0", "grant 2"]);
         hears(&pod, &expected).await;
         // More of the one and less of the other.
         let mut other = cpus(1);
         other["memory"] = json!({"limit": 100 << 20});
         update(&pod, "c1", other).await.unwrap();
-        expected.extend(["size 2 +100 -1948", "update c1", "size 1 +0 -0"]);
+        expected.extend(["size 2 +100 -1948", "update c1"]);
+        expected.extend(["size 1 +0 -0", "grant 1"]);
         hears(&pod, &expected).await;
         pod
     });
@@ -110,17 +111,19 @@ fn a_limit_above_the_most_is_no_error() {
         let mut much = cpus(100);
         much["memory"] = json!({"limit": i64::MAX});
         create(&pod, "c1", &much).await.unwrap();
-        hears(&pod, &["size 4 +2048 -0", "create c1"]).await;
+        hears(&pod, &["grant 4", "size 4 +2048 -0", "create c1"]).await;
         pod
     });
 }
 
 #[rstest]
-#[case::fewer_than_wanted(Ok(2), "it has 2 CPUs")]
-#[case::an_error(Err(refusal("no such CPU")), "no such CPU")]
+#[case::fewer_than_wanted(Ok(2), "it has 2 CPUs", &["grant 1"])]
+// Nobody knows what such a guest uses.
+#[case::an_error(Err(refusal("no such CPU")), "no such CPU", &[])]
 fn a_machine_that_does_not_grow_fails_who_needs_it(
     #[case] processors: Result<u32, ttrpc::Status>,
     #[case] why: &'static str,
+    #[case] taken: &'static [&'static str],
 ) {
     with_pod(move |pod| async move {
         *pod.agent.processors.lock().unwrap() = processors;
@@ -131,9 +134,12 @@ fn a_machine_that_does_not_grow_fails_who_needs_it(
         );
         assert!(!pod.dir.join("shared/c1").exists());
         // What was perhaps grown is taken back, once.
-        hears(&pod, &["size 3 +0 -0", "size 1 +0 -0"]).await;
+        let mut expected = vec!["grant 3", "size 3 +0 -0", "size 1 +0 -0"];
+        expected.extend(taken);
+        hears(&pod, &expected).await;
         create(&pod, "c1", &cpus(1)).await.unwrap();
-        hears(&pod, &["size 3 +0 -0", "size 1 +0 -0", "create c1"]).await;
+        expected.push("create c1");
+        hears(&pod, &expected).await;
         pod
     });
 }
@@ -145,8 +151,9 @@ fn a_refused_update_leaves_the_size() {
         *pod.agent.refusal.lock().unwrap() = Some(refusal("no"));
         let error = update(&pod, "c1", cpus(4)).await.unwrap_err().to_string();
         assert!(error.contains("no"), "{error}");
-        let expected = ["create c1", "size 4 +0 -0", "update c1", "size 1 +0 -0"];
-        hears(&pod, &expected).await;
+        let grown = ["create c1", "grant 4", "size 4 +0 -0", "update c1"];
+        let shrunk = ["size 1 +0 -0", "grant 1"];
+        hears(&pod, &[&grown[..], &shrunk].concat()).await;
         pod
     });
 }
@@ -169,6 +176,48 @@ fn a_machine_that_grows_may_end() {
         pod.machine.send_replace(Some("killed".into()));
         let error = create(&pod, "c1", &cpus(3)).await.unwrap_err();
         assert!(matches!(error, Error::VmGone(_)), "{error}");
+        pod
+    });
+}
+
+#[test]
+fn processors_that_are_not_granted_are_not_brought_online() {
+    with_pod(|pod| async {
+        *pod.agent.granted.lock().unwrap() = Some("it is too late".into());
+        let error = create(&pod, "c1", &cpus(3)).await.unwrap_err().to_string();
+        assert!(
+            error.contains("3 processors") && error.contains("it is too late"),
+            "{error}"
+        );
+        *pod.agent.granted.lock().unwrap() = None;
+        // The guest has one and is asked for no more than that.
+        let mut expected = vec!["grant 3", "size 1 +0 -0", "grant 1"];
+        hears(&pod, &expected).await;
+        create(&pod, "c1", &cpus(2)).await.unwrap();
+        expected.extend(["grant 2", "size 2 +0 -0", "create c1"]);
+        hears(&pod, &expected).await;
+        pod
+    });
+}
+
+#[test]
+fn a_processor_that_the_guest_keeps_is_not_taken_from_it() {
+    with_pod(|pod| async {
+        create(&pod, "c1", &cpus(4)).await.unwrap();
+        let mut expected = vec!["grant 4", "size 4 +0 -0", "create c1"];
+        *pod.agent.kept.lock().unwrap() = 3;
+        update(&pod, "c1", cpus(1)).await.unwrap();
+        expected.extend(["update c1", "size 1 +0 -0", "grant 3"]);
+        hears(&pod, &expected).await;
+        // It has what is wanted next: no processor stands still in between.
+        update(&pod, "c1", cpus(2)).await.unwrap();
+        expected.extend(["size 2 +0 -0", "update c1"]);
+        hears(&pod, &expected).await;
+        // One that says more than it may have gets no more.
+        *pod.agent.kept.lock().unwrap() = 64;
+        update(&pod, "c1", cpus(1)).await.unwrap();
+        expected.extend(["update c1", "size 1 +0 -0", "grant 3"]);
+        hears(&pod, &expected).await;
         pod
     });
 }

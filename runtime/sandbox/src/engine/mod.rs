@@ -49,9 +49,8 @@ pub(crate) trait Machine: Send {
     /// Waits until the process controls its machine: the end of "VM start".
     async fn running(&mut self) -> Result<(), EngineError>;
 
-    /// What its memory grows by. (Of processors all are there from the boot; the agent brings them online.)
-    /// None: it keeps its size.
-    fn spare(&self) -> Option<Box<dyn SpareMemory>>;
+    /// What it grows by.
+    fn spare(&self) -> Box<dyn Spare>;
 
     /// Waits for the end of the process and tells why it ended. May be dropped and called again.
     async fn exited(&mut self) -> String;
@@ -60,15 +59,20 @@ pub(crate) trait Machine: Send {
     async fn end(&mut self, grace: Duration) -> Result<(), HostError>;
 }
 
-/// Memory that a machine can be given while it runs.
+/// What a machine can be given while it runs, beside what it booted with.
 #[async_trait]
-pub(crate) trait SpareMemory: Send + Sync {
-    /// MiB, in all.
-    fn mib(&self) -> u64;
+pub(crate) trait Spare: Send + Sync {
+    /// Memory: MiB, in all.
+    fn memory_mib(&self) -> u64;
 
     /// Lets the guest use so much of it. Answers when it does, if that is more than before, and what the
     /// agent must do about it.
     async fn lend(&self, mib: u64) -> Result<Lent, EngineError>;
+
+    /// Lets the guest run so many of its processors, those with the lowest numbers; all are there from the
+    /// boot. Before the agent brings some online, and after it has taken some offline: a guest waits for a
+    /// processor that it still uses.
+    async fn grant(&self, cpus: u32) -> Result<(), EngineError>;
 }
 
 /// Guest-physical addresses, in ranges of whole [`MEMORY_BLOCK_MIB`]. None where the guest's kernel learns
@@ -121,6 +125,14 @@ pub(crate) enum EngineError {
     Memory {
         /// What was wanted.
         mib: u64,
+        /// Why not.
+        why: String,
+    },
+    /// The machine does not get more or fewer processors.
+    #[error("let the virtual machine run {cpus} processors: {why}")]
+    Processors {
+        /// What was wanted.
+        cpus: u32,
         /// Why not.
         why: String,
     },

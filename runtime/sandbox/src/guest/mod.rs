@@ -43,6 +43,7 @@ pub(crate) struct Greeting {
 /// What the guest's kernel uses, as far as the host must ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GuestSize {
+    /// No processor is in use from this number on, as it says.
     pub cpus: u32,
     /// Why it is more than was asked for; empty if it is not.
     pub kept: String,

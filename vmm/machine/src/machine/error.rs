@@ -25,12 +25,15 @@ pub enum MachineError {
     CommandLine(#[from] CommandLineError),
     /// Numbers of processors that make no sense.
     #[error(
-        "{online} of {present} processors online: 1 to {} may be, of as many",
+        "{online} processors online, {granted} allowed to run, {present} present: at least one, and \
+         no more than the next, of {} at most",
         layout::MAX_CPUS
     )]
     Cpus {
         /// Online at boot.
         online: u32,
+        /// Allowed to run.
+        granted: u32,
         /// Present.
         present: u32,
     },

@@ -24,7 +24,7 @@ use super::{Builder, Machine, MachineConfig, MachineError, Prepare, Slot};
 use crate::{ram, serial::SerialState};
 
 /// Of [`MachineState`].
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A paused machine as data, without its memory.
 #[derive(Serialize, Deserialize)]
@@ -35,6 +35,8 @@ pub struct MachineState {
     memory: Vec<(u64, u64)>,
     vm: VmState,
     vcpus: Vec<VcpuState>,
+    /// Those below this number may run.
+    granted: u32,
     devices: Vec<(String, TransportState)>,
     serial: SerialState,
     /// The register that is selected.
@@ -91,6 +93,7 @@ impl Builder {
             memory,
             vm,
             vcpus,
+            granted,
             devices,
             serial,
             clock,
@@ -124,7 +127,7 @@ impl Builder {
                 .restore(state)
                 .map_err(|source| MachineError::Attach { name, source })?;
         }
-        let machine = self.assemble(fresh, console, prepare, on_end)?;
+        let machine = self.assemble(fresh, granted, console, prepare, on_end)?;
         machine.bus.serial.restore(serial);
         machine.bus.clock.restore(clock);
         Ok(machine)
@@ -147,6 +150,7 @@ impl Machine {
             memory: ranges(&self.memory),
             vm: self.vm.save()?,
             vcpus,
+            granted: self.runners.granted(),
             devices,
             serial: self.bus.serial.save(),
             clock: self.bus.clock.save(),

@@ -178,6 +178,8 @@ pub fn run(run: Run) -> anyhow::Result<()> {
             boot: run.online.unwrap_or(run.cpus),
             max: run.cpus,
         },
+        // Nobody could grant more later.
+        granted_cpus: run.cpus,
         memory: MemoryConfig {
             size_mib: run.memory,
             huge_pages: run.huge_pages,

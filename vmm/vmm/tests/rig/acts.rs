@@ -60,6 +60,12 @@ impl Monitor {
         answer(ask!(self, resize, request))
     }
 
+    pub fn grant(&self, cpus: u32) -> Answer {
+        let mut request = ResizeRequest::new();
+        request.cpus = Some(cpus);
+        answer(ask!(self, resize, request))
+    }
+
     pub fn counter(&self, device: &str, name: &str) -> u64 {
         let metrics = ask!(self, metrics).unwrap();
         let found = metrics.devices.iter().find(|one| one.name == device);

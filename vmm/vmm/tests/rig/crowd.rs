@@ -58,7 +58,7 @@ fn page() -> Vec<u8> {
 }
 
 /// `mov dword [at], value`
-fn store(at: u32, value: u32) -> Vec<u8> {
+pub fn store(at: u32, value: u32) -> Vec<u8> {
     let mut code = vec![0xc7, 0x04, 0x25];
     code.extend(at.to_le_bytes());
     code.extend(value.to_le_bytes());
@@ -73,8 +73,8 @@ fn wait(at: u32, value: u8) -> Vec<u8> {
     code
 }
 
-/// Wakes the others. RDI is the third level of the page tables for the fourth GiB.
-fn wake() -> Vec<u8> {
+/// Prepares the others' way. RDI is the third level of the page tables for the fourth GiB.
+pub fn prepare() -> Vec<u8> {
     let mut code = vec![
         0xb8, 0x93, 0x00, 0xe0, 0xfe, // mov eax, 0xfee00093: the local APIC, not cached
         0x48, 0x89, 0x87, 0xb8, 0x0f, 0x00, 0x00, // mov [rdi + 0xfb8], rax
@@ -90,13 +90,17 @@ fn wake() -> Vec<u8> {
     for word in [BEGUN, FINISHED, ROUND] {
         code.extend(store(word, 0));
     }
-    code.extend([
+    code
+}
+
+/// Wakes the others, or lets them begin anew.
+pub fn wake() -> Vec<u8> {
+    vec![
         0xbb, 0x00, 0x00, 0xe0, 0xfe, // mov ebx, the local APIC
         0xc7, 0x83, 0xf0, 0x00, 0x00, 0x00, 0xff, 0x01, 0x00, 0x00, // it is enabled
         0xc7, 0x83, 0x00, 0x03, 0x00, 0x00, 0x00, 0x45, 0x0c, 0x00, // INIT to all others
         0xc7, 0x83, 0x00, 0x03, 0x00, 0x00, 0x08, 0x46, 0x0c, 0x00, // SIPI: page 8
-    ]);
-    code
+    ]
 }
 
 /// A seed of each one's own in R9, and the windows in RSI.
@@ -116,7 +120,7 @@ fn begin() -> Vec<u8> {
 /// What all processors do at once, round by round. When all have finished one the first says its word,
 /// and the next begins; in the end all rest. `setup` has mapped the windows, as `hostile` does.
 pub fn together(cpus: u8, setup: &[u8], rounds: &[(Vec<u8>, &str)]) -> Vec<u8> {
-    let mut first = [setup, &wake(), &begin()].concat();
+    let mut first = [setup, &prepare(), &wake(), &begin()].concat();
     let mut others = begin();
     for (number, (code, word)) in (1..).zip(rounds) {
         first.extend(code);
@@ -130,6 +134,11 @@ pub fn together(cpus: u8, setup: &[u8], rounds: &[(Vec<u8>, &str)]) -> Vec<u8> {
     }
     first.extend(REST);
     others.extend(REST);
+    apart(first, others)
+}
+
+/// What the first does, which is to prepare and wake the others, and what they do.
+pub fn apart(mut first: Vec<u8>, others: Vec<u8>) -> Vec<u8> {
     assert!(first.len() <= PAGE_AT);
     first.resize(PAGE_AT, 0);
     first.extend(page());

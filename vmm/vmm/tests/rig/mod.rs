@@ -96,6 +96,8 @@ impl Files {
 pub struct Wanted<'a> {
     pub code: &'a [u8],
     pub cpus: u32,
+    /// Present, beside those that may run.
+    pub spare_cpus: u32,
     pub memory_mib: u64,
     pub save: Option<&'a Files>,
     pub restore: Option<&'a Files>,
@@ -117,6 +119,7 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
     let Wanted {
         code,
         cpus,
+        spare_cpus,
         memory_mib,
         save,
         restore,
@@ -141,7 +144,7 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
     let mut config = MonitorConfig::bare("test", memory_mib, UID);
     config.cpus = CpuConfig {
         boot: cpus,
-        max: cpus,
+        max: cpus + spare_cpus,
     };
     config.root = RootConfig::Pmem;
     config.slots = slots.cloned().unwrap_or_default();

@@ -1,4 +1,7 @@
-//! Memory by virtio-mem: the monitor asks, the guest's driver plugs and unplugs by itself.
+//! What the monitor gives its guest while it runs.
+//!
+//! Memory by virtio-mem: the monitor asks, the guest's driver plugs and unplugs by itself. Processors by
+//! its leave to run them, without which they stand still whatever the guest does.
 
 use std::time::Duration;
 
@@ -10,12 +13,14 @@ use isopod_control::{
 use tokio::time::{Instant, sleep};
 use ttrpc::context;
 
-use crate::engine::{EngineError, Lent, SpareMemory};
+use crate::engine::{EngineError, Lent, Spare};
 
 /// What is asked for, in units of this, in MiB.
 const BLOCK: u64 = 2;
 /// What the monitor does without asking the guest.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Until processors stand still: the monitor's own bound, on a host that may be busy, and some time more.
+const REST: Duration = Duration::from_secs(30);
 /// Until the guest has taken what it was offered: milliseconds each gigabyte.
 const PLUG: Duration = Duration::from_secs(10);
 /// Between two looks.
@@ -26,14 +31,14 @@ const DEVICE: &str = "mem";
 const PLUGGED: &str = "plugged_bytes";
 
 pub(super) struct Hotplug {
-    /// In all.
+    /// Memory, in all.
     pub mib: u64,
     pub control: MonitorClient,
 }
 
 #[async_trait]
-impl SpareMemory for Hotplug {
-    fn mib(&self) -> u64 {
+impl Spare for Hotplug {
+    fn memory_mib(&self) -> u64 {
         self.mib
     }
 
@@ -42,7 +47,7 @@ impl SpareMemory for Hotplug {
         let asked = mib.div_ceil(BLOCK).saturating_mul(BLOCK);
         let mut request = ResizeRequest::new();
         request.hotplug_mib = Some(asked);
-        let resized = self.control.resize(within(), &request).await;
+        let resized = self.control.resize(within(ANSWER), &request).await;
         resized.map_err(|error| failed(error.to_string()))?;
         let until = Instant::now() + PLUG;
         loop {
@@ -57,11 +62,22 @@ impl SpareMemory for Hotplug {
             sleep(PAUSE).await;
         }
     }
+
+    async fn grant(&self, cpus: u32) -> Result<(), EngineError> {
+        let mut request = ResizeRequest::new();
+        request.cpus = Some(cpus);
+        let resized = self.control.resize(within(REST), &request).await;
+        let failed = |error: ttrpc::Error| EngineError::Processors {
+            cpus,
+            why: error.to_string(),
+        };
+        resized.map(drop).map_err(failed)
+    }
 }
 
 impl Hotplug {
     async fn plugged_mib(&self) -> ttrpc::Result<u64> {
-        let metrics = self.control.metrics(within(), &Empty::new()).await?;
+        let metrics = self.control.metrics(within(ANSWER), &Empty::new()).await?;
         let device = metrics.devices.iter().find(|device| device.name == DEVICE);
         let counters = device.into_iter().flat_map(|device| &device.counters);
         let mut plugged = counters.filter(|counter| counter.name == PLUGGED);
@@ -69,8 +85,8 @@ impl Hotplug {
     }
 }
 
-fn within() -> context::Context {
-    context::with_duration(ANSWER)
+fn within(limit: Duration) -> context::Context {
+    context::with_duration(limit)
 }
 
 #[cfg(test)]
@@ -89,16 +105,26 @@ mod tests {
 
     use super::*;
 
-    /// Plugs what it is asked for, up to `takes` MiB, a little later.
+    /// Plugs what it is asked for, up to `takes` MiB, a little later, and has four processors.
     struct Fake {
         takes: u64,
         asked: Mutex<(u64, u64)>,
+        granted: Mutex<u32>,
     }
 
     #[async_trait]
     impl Monitor for Fake {
         async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
             assert_eq!(request.balloon_mib, None);
+            if let Some(cpus) = request.cpus {
+                assert_eq!(request.hotplug_mib, None);
+                if cpus > 4 {
+                    let status = ttrpc::get_status(ttrpc::Code::OUT_OF_RANGE, "there are 4");
+                    return Err(ttrpc::Error::RpcStatus(status));
+                }
+                *self.granted.lock().unwrap() = cpus;
+                return Ok(Empty::new());
+            }
             *self.asked.lock().unwrap() = (request.hotplug_mib.unwrap(), 0);
             Ok(Empty::new())
         }
@@ -129,6 +155,7 @@ mod tests {
         let fake = Arc::new(Fake {
             takes,
             asked: Mutex::default(),
+            granted: Mutex::default(),
         });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let incoming = futures::stream::iter([Ok::<_, std::io::Error>(theirs)]);
@@ -160,5 +187,17 @@ mod tests {
         );
         // What it has already is enough at once.
         hotplug.lend(64).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn processors_are_granted_or_it_is_told_why_not() {
+        let (hotplug, fake) = hotplug(0).await;
+        hotplug.grant(3).await.unwrap();
+        assert_eq!(*fake.granted.lock().unwrap(), 3);
+        let error = hotplug.grant(5).await.unwrap_err().to_string();
+        assert!(
+            error.contains("5 processors") && error.contains("there are 4"),
+            "{error}"
+        );
     }
 }

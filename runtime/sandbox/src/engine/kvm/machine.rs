@@ -21,9 +21,7 @@ use ttrpc::{
 
 use super::{found::Found, hotplug::Hotplug};
 use crate::{
-    engine::{
-        BackEnds, EngineError, MEMORY_BLOCK_MIB, Machine, SpareMemory, console::Console, pair,
-    },
+    engine::{BackEnds, EngineError, MEMORY_BLOCK_MIB, Machine, Spare, console::Console, pair},
     host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
     plan::PodPlan,
 };
@@ -217,12 +215,11 @@ impl Machine for KvmMachine {
         }
     }
 
-    fn spare(&self) -> Option<Box<dyn SpareMemory>> {
-        let hotplug = Hotplug {
+    fn spare(&self) -> Box<dyn Spare> {
+        Box::new(Hotplug {
             mib: self.hotplug_mib,
             control: self.control.clone(),
-        };
-        (self.hotplug_mib > 0).then(|| Box::new(hotplug) as Box<dyn SpareMemory>)
+        })
     }
 
     async fn exited(&mut self) -> String {

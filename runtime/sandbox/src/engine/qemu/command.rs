@@ -5,7 +5,7 @@ use std::{ffi::OsString, os::fd::RawFd};
 use isopod_config::VmConfig;
 use isopod_settings::{Accelerator, Paths};
 
-use super::spare::Spare;
+use super::spare::SpareMemory;
 
 /// Descriptors as QEMU and its launcher have them.
 pub(super) const IMAGE_FD: RawFd = 3;
@@ -36,7 +36,7 @@ pub(super) fn launcher(vm: &VmConfig, paths: &Paths, confinement: &Confinement) 
         words.push("--keep-fd", &fd.to_string());
     }
     // Guest memory is the only file that QEMU makes.
-    let memory = Spare::of(vm).total_mib() << 20;
+    let memory = SpareMemory::of(vm).total_mib() << 20;
     words.push("--limit-fsize", &memory.to_string());
     words.0.push("--bind-ro-at".into());
     words.0.push(vm.kernel.path.clone().into());
@@ -56,7 +56,7 @@ pub(super) fn launcher(vm: &VmConfig, paths: &Paths, confinement: &Confinement) 
 
 /// QEMU's arguments.
 pub(super) fn qemu(vm: &VmConfig, accelerator: Accelerator) -> Vec<OsString> {
-    let size = Spare::of(vm).total_mib();
+    let size = SpareMemory::of(vm).total_mib();
     let mut words = Words::default();
     words.push("-name", &format!("guest={}", escape(&vm.name)));
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
@@ -173,7 +173,7 @@ fn command_line(vm: &VmConfig, accelerator: Accelerator) -> String {
     }
     let online = format!("maxcpus={}", vm.cpus.boot);
     words.push(&online);
-    let memory = Spare::of(vm).parameter();
+    let memory = SpareMemory::of(vm).parameter();
     if let Some(memory) = &memory {
         words.push(memory);
         words.extend(GROWING_PARAMETERS);

@@ -15,10 +15,10 @@ use tokio::time::timeout;
 use super::{
     command::{CONSOLE_FD, Confinement, FS_FD, IMAGE_FD, LIFELINE_FD, QMP_FD, VSOCK_FD, launcher},
     qmp::Qmp,
-    spare::Spare,
+    spare::SpareMemory,
 };
 use crate::{
-    engine::{BackEnds, EngineError, Machine, SpareMemory, console::Console, pair},
+    engine::{BackEnds, EngineError, Machine, Spare, console::Console, pair},
     host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
     plan::PodPlan,
 };
@@ -31,7 +31,7 @@ const ENDING: Duration = Duration::from_secs(5);
 pub(super) struct QemuMachine {
     process: HostProcess,
     qmp: Qmp,
-    spare: Spare,
+    spare: SpareMemory,
     /// What the guest writes.
     console: Console,
     /// What QEMU and its launcher write to standard error.
@@ -85,7 +85,7 @@ pub(super) async fn start(
     Ok(QemuMachine {
         process,
         qmp: Qmp::new(qmp),
-        spare: Spare::of(&plan.vm),
+        spare: SpareMemory::of(&plan.vm),
         console,
         errors,
     })
@@ -130,8 +130,8 @@ impl Machine for QemuMachine {
         }
     }
 
-    fn spare(&self) -> Option<Box<dyn SpareMemory>> {
-        (self.spare.mib() > 0).then(|| Box::new(self.spare) as Box<dyn SpareMemory>)
+    fn spare(&self) -> Box<dyn Spare> {
+        Box::new(self.spare)
     }
 
     async fn exited(&mut self) -> String {

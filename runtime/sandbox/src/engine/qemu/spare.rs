@@ -3,8 +3,8 @@
 //! The machine `microvm` has neither hotplug nor a place for virtio-mem. So it gets all of its memory at
 //! once, which costs the host nothing before it is touched; the guest's kernel is told to end at what it
 //! boots with (`mem=`), and the agent names it the rest, block by block
-//! (`/sys/devices/system/memory/probe`). A kernel that was taken over can therefore use all of it: a bound
-//! that holds against the guest is `kvm`'s alone.
+//! (`/sys/devices/system/memory/probe`). A kernel that was taken over can therefore use all of it, and all
+//! processors, which run from the boot on: bounds that hold against the guest are `kvm`'s alone.
 //!
 //! ```text
 //!   offset   0 ────── boot ┄┄ spare ──────────────────── total      of QEMU's memory
@@ -16,7 +16,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use isopod_config::VmConfig;
 
-use crate::engine::{EngineError, Lent, MEMORY_BLOCK_MIB, SpareMemory};
+use crate::engine::{EngineError, Lent, MEMORY_BLOCK_MIB, Spare};
 
 const MIB: u64 = 1 << 20;
 /// Memory from this offset on is found at [`HIGH`] (QEMU 7.2, hw/i386/microvm.c).
@@ -25,7 +25,7 @@ const HIGH_MIB: u64 = 4 << 10;
 
 /// Where the memory of a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Spare {
+pub(super) struct SpareMemory {
     boot_mib: u64,
     /// Where what is spare begins: at a block's beginning.
     offset_mib: u64,
@@ -33,7 +33,7 @@ pub(super) struct Spare {
     mib: u64,
 }
 
-impl Spare {
+impl SpareMemory {
     pub fn of(vm: &VmConfig) -> Self {
         let boot_mib = vm.memory.size_mib;
         let spare = vm.spare_memory_mib;
@@ -76,8 +76,8 @@ impl Spare {
 }
 
 #[async_trait]
-impl SpareMemory for Spare {
-    fn mib(&self) -> u64 {
+impl Spare for SpareMemory {
+    fn memory_mib(&self) -> u64 {
         self.mib
     }
 
@@ -92,6 +92,10 @@ impl SpareMemory for Spare {
             unused: Self::addresses(end..self.total_mib().max(end)),
         })
     }
+
+    async fn grant(&self, _cpus: u32) -> Result<(), EngineError> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -103,8 +107,8 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn spare(boot_mib: u64, mib: u64) -> Spare {
-        Spare {
+    fn spare(boot_mib: u64, mib: u64) -> SpareMemory {
+        SpareMemory {
             boot_mib,
             offset_mib: boot_mib.next_multiple_of(MEMORY_BLOCK_MIB),
             mib: mib - mib % MEMORY_BLOCK_MIB,
