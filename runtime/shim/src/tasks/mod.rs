@@ -246,5 +246,4 @@ impl Container {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -9,7 +9,10 @@ use std::{
 use isopod_devices::vsock::packet::{Header, Op};
 use rstest::rstest;
 
-use crate::rig::{GuestSocket, Rig, read_line, read_to_end};
+use crate::{
+    rig::Rig,
+    socket::{GuestSocket, read_line, read_to_end},
+};
 
 #[test]
 fn a_host_program_reaches_a_port_of_the_guest() {

@@ -10,7 +10,10 @@ use std::{
 use isopod_devices::vsock::packet::{Op, ShutdownFlags};
 use rstest::rstest;
 
-use crate::rig::{GuestSocket, Rig, pattern, read_to_end};
+use crate::{
+    rig::Rig,
+    socket::{GuestSocket, pattern, read_to_end},
+};
 
 /// Bytes that the guest's side has read so far.
 fn receive(rig: &mut Rig, socket: &mut GuestSocket, bytes: usize) -> Vec<u8> {

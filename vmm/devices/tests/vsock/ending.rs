@@ -10,7 +10,10 @@ use std::{
 use isopod_devices::vsock::packet::{Op, ShutdownFlags};
 use rstest::rstest;
 
-use crate::rig::{Rig, pattern, read_to_end};
+use crate::{
+    rig::Rig,
+    socket::{pattern, read_to_end},
+};
 
 #[test]
 fn a_guest_that_closes_gets_its_reset_and_the_host_an_end() {
@@ -144,7 +147,7 @@ fn a_reset_by_the_guest_ends_the_stream() {
 }
 
 /// Fills the host's stream and the device's buffer; how many bytes went in.
-fn saturate(rig: &mut Rig, socket: &mut crate::rig::GuestSocket) -> usize {
+fn saturate(rig: &mut Rig, socket: &mut crate::socket::GuestSocket) -> usize {
     let mut sent = 0;
     while socket.credit() > 0 {
         let bytes = 60_000.min(socket.credit() as usize);
@@ -257,11 +260,11 @@ fn an_accepted_connection_that_the_host_closes_at_once_is_answered_first() {
     rig.refills = false;
     while rig.rx.driver.free_descriptors() < 128 {
         // Use up the room, so that the answer waits.
-        rig.send(crate::rig::GuestSocket::new(1, 2, 0).header(Op::Rw), &[]);
+        rig.send(crate::socket::GuestSocket::new(1, 2, 0).header(Op::Rw), &[]);
     }
     rig.inbox.clear();
     let listener = std::os::unix::net::UnixListener::bind(rig.path("vsock_9")).unwrap();
-    let socket = crate::rig::GuestSocket::new(9, 9, 4096);
+    let socket = crate::socket::GuestSocket::new(9, 9, 4096);
     rig.send(socket.header(Op::Request), &[]);
     drop(listener.accept().unwrap());
     while rig.serve_host(Duration::from_millis(20)) {}

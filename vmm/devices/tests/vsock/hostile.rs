@@ -7,7 +7,10 @@ use isopod_virtio::testing::Buffer;
 use proptest::prelude::*;
 use rstest::rstest;
 
-use crate::rig::{GuestSocket, RX_BUFFER, Rig, read_to_end};
+use crate::{
+    rig::{RX_BUFFER, Rig},
+    socket::{GuestSocket, read_to_end},
+};
 
 /// After whatever happened, a well-behaved connection works.
 fn still_serves(rig: &mut Rig) {

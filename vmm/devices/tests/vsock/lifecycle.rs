@@ -6,7 +6,10 @@ use isopod_devices::vsock::{VsockConfig, VsockDevice, VsockError, VsockState, pa
 use isopod_virtio::{QueueT, testing::Buffer};
 use rstest::rstest;
 
-use crate::rig::{GUEST_CID, GuestSocket, Rig, read_to_end};
+use crate::{
+    rig::{GUEST_CID, Rig},
+    socket::{GuestSocket, read_to_end},
+};
 
 #[test]
 fn the_configuration_space_is_the_context_id() {

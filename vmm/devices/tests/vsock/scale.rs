@@ -7,7 +7,7 @@ use std::{
 
 use isopod_devices::vsock::packet::{Op, ShutdownFlags};
 
-use crate::rig::{GuestSocket, Rig};
+use crate::{rig::Rig, socket::GuestSocket};
 
 #[test]
 fn five_thousand_connections_at_once() {
@@ -32,7 +32,7 @@ fn five_thousand_connections_at_once() {
 
     // Every one of them works, in both directions, and gets nobody else's bytes.
     for (n, stream) in calls.iter_mut().enumerate() {
-        let line = crate::rig::read_line(stream);
+        let line = crate::socket::read_line(stream);
         let port: u32 = line.trim().strip_prefix("OK ").unwrap().parse().unwrap();
         stream.write_all(&(n as u32).to_be_bytes()).unwrap();
         let (header, payload) = rig.expect(Op::Rw);

@@ -1,6 +1,7 @@
 //! What concerns the pod as a whole: its one launch, many callers, its end.
 
 use super::*;
+use crate::bundle::ServerRecord;
 
 #[tokio::test]
 async fn questions_are_answered_while_a_container_is_made() {
