@@ -123,6 +123,11 @@ impl Control {
         }
     }
 
+    /// Whether a program of the guest has the port open.
+    pub fn is_guest_open(&self, index: usize) -> bool {
+        self.ports.get(index).is_some_and(|port| port.guest_open)
+    }
+
     fn say(&mut self, id: u32, event: u16, value: u16) {
         if self.waiting.len() < MAX_WAITING {
             self.waiting.push_back(Message { id, event, value });

@@ -10,7 +10,14 @@
 //!   control         <--2 3-->  which ports there are and who has them open
 //! ```
 //!
-//! A driver that does not negotiate `MULTIPORT` has port 0 only.
+//! A driver that does not negotiate `MULTIPORT` has port 0 only. What is said at the interactive port waits
+//! at the host's end until a program of the guest has opened it:
+//!
+//! ```text
+//!                        peer comes                        guest opens
+//!   nobody (thrown away) ----------> output goes to it ------------------> input, too
+//!          ^-- peer leaves, or is taken out --|  ^------- guest closes ------|
+//! ```
 //!
 //! | file | job |
 //! |---|---|
@@ -51,6 +58,8 @@ const MULTIPORT: u64 = 1 << 1;
 const QUEUES: [u16; 6] = [64, 64, 16, 16, 64, 64];
 const CONTROL_RX: usize = 2;
 const CONTROL_TX: usize = 3;
+/// The interactive one.
+const INTERACTIVE: usize = 1;
 /// rx and tx by port.
 const PORT_QUEUES: [(usize, usize); PORTS] = [(0, 1), (4, 5)];
 
@@ -114,9 +123,10 @@ impl Console {
         log.tail.text()
     }
 
-    fn converse(&mut self, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
+    /// What the driver says of its ports.
+    fn hear(&mut self, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
         let Self {
-            ports,
+            ports: _,
             control,
             epoll: _,
             guest_errors,
@@ -128,6 +138,17 @@ impl Console {
             *guest_errors += u64::from(!understood);
             0
         })?;
+        Ok(())
+    }
+
+    /// What it is to know of them.
+    fn tell(&mut self, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
+        let Self {
+            ports,
+            control,
+            epoll: _,
+            guest_errors,
+        } = self;
         for (index, port) in ports.iter().enumerate() {
             // The log is always open: a guest that finds it closed waits with its output.
             control.set_host_open(index, index == 0 || port.is_open());
@@ -182,12 +203,17 @@ impl Device for Console {
 
     fn handle(&mut self, _event: Event, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
         let multiport = rings.negotiated(MULTIPORT);
-        let served = if multiport { PORTS } else { 1 };
-        for (port, (rx, tx)) in self.ports.iter_mut().zip(PORT_QUEUES).take(served) {
-            port.exchange(rings, rx, tx, &self.epoll)?;
-        }
         if multiport {
-            self.converse(rings)?;
+            self.hear(rings)?;
+        }
+        let [log, interactive] = &mut self.ports;
+        let [of_log, of_interactive] = PORT_QUEUES;
+        // A terminal of the guest's kernel: nothing opens it in particular.
+        log.exchange(rings, of_log, true, &self.epoll)?;
+        if multiport {
+            let listens = self.control.is_guest_open(INTERACTIVE);
+            interactive.exchange(rings, of_interactive, listens, &self.epoll)?;
+            self.tell(rings)?;
         }
         Ok(())
     }

@@ -93,16 +93,20 @@ impl Port {
         self.watch(epoll, EventFlags::empty(), EventFlags::empty());
     }
 
-    /// Moves what can be moved in both directions between the rings and the peer.
+    /// Moves what can be moved in both directions between the rings and the peer. What the peer says
+    /// stays with it until the guest `listens`: a driver throws input away that nobody has asked for.
     pub fn exchange(
         &mut self,
         rings: &mut Rings<'_>,
-        rx: usize,
-        tx: usize,
+        (rx, tx): (usize, usize),
+        listens: bool,
         epoll: &OwnedFd,
     ) -> Result<(), DeviceError> {
         let gone = !self.send(rings, tx)?;
-        let (waits, eof) = self.receive(rings, rx)?;
+        let (waits, eof) = match listens {
+            true => self.receive(rings, rx)?,
+            false => (false, false),
+        };
         if gone || eof {
             self.set_peer(None, epoll);
             return Ok(());

@@ -57,6 +57,13 @@ impl Rig {
         self.driver.ram.read(at, used.written as usize)
     }
 
+    /// Returns when the device has done all that it was notified of.
+    fn turn(&mut self) {
+        self.put(3, &message(0, 6, 1));
+        // Between two rounds, and so behind the one that took this message.
+        self.control.call(|_| ()).unwrap();
+    }
+
     fn tail(&self) -> String {
         self.control.call(|console| console.tail()).unwrap()
     }
@@ -145,9 +152,21 @@ fn ports_are_negotiated_and_the_interactive_one_opens_when_somebody_comes() {
     let mut prompt = [0; 2];
     theirs.read_exact(&mut prompt).unwrap();
     assert_eq!(&prompt, b"# ");
+    // Nobody in the guest has opened the port: its driver would throw this away.
     theirs.write_all(b"uname\n").unwrap();
     let at = rig.room(4);
+    rig.turn();
+    assert_eq!(rig.queues[4].take_used(), None, "it waits");
+    rig.put(3, &message(1, 6, 1));
     assert_eq!(rig.get(4, at), b"uname\n");
+    // And closes it again.
+    rig.put(3, &message(1, 6, 0));
+    theirs.write_all(b"ls\n").unwrap();
+    let at = rig.room(4);
+    rig.turn();
+    assert_eq!(rig.queues[4].take_used(), None, "it waits");
+    rig.put(3, &message(1, 6, 1));
+    assert_eq!(rig.get(4, at), b"ls\n");
 
     drop(theirs);
     rig.driver.notify(4);
@@ -185,6 +204,56 @@ fn a_guest_waits_for_a_slow_interactive_reader() {
     }
     let all = reader.join().unwrap().unwrap();
     assert!(all.iter().all(|byte| *byte == b'y'));
+}
+
+#[test]
+fn what_nobody_hears_at_the_interactive_port_is_thrown_away() {
+    let mut rig = rig(MULTIPORT);
+    let text = vec![b'z'; MAX_OUTPUT as usize];
+    for _ in 0..40 {
+        rig.put(5, &text);
+    }
+    assert_eq!(
+        rig.counter("interactive_written"),
+        40 * u64::from(MAX_OUTPUT)
+    );
+    let (peer, mut theirs) = stream();
+    rig.control
+        .call(|console| console.set_interactive(Some(peer)))
+        .unwrap();
+    rig.put(5, b"now");
+    let mut now = [0; 3];
+    theirs.read_exact(&mut now).unwrap();
+    assert_eq!(&now, b"now", "nothing of before");
+}
+
+#[test]
+fn a_person_who_floods_waits_for_the_guest() {
+    let mut rig = rig(MULTIPORT);
+    let (peer, mut theirs) = stream();
+    rig.control
+        .call(|console| console.set_interactive(Some(peer)))
+        .unwrap();
+    rig.put(3, &message(1, 6, 1));
+    theirs.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    while let Ok(some) = theirs.write(&[b'f'; 4096]) {
+        sent += some as u64;
+    }
+    rig.turn();
+    assert_eq!(rig.counter("interactive_read"), 0, "the guest has no room");
+    let mut got = 0;
+    while got < sent {
+        let at = rig.room(4);
+        got += rig.get(4, at).len() as u64;
+    }
+    assert_eq!(got, sent, "nothing was lost");
+    // One that leaves makes room for the next.
+    let at = rig.room(4);
+    drop(theirs);
+    let attended = |rig: &Rig| rig.control.call(|console| console.is_attended()).unwrap();
+    rig.driver.until(|| (!attended(&rig)).then_some(()));
+    let _ = at;
 }
 
 #[test]
