@@ -153,6 +153,9 @@ fn serve(place: Place) -> Result<(), ServeError> {
         let calls = listen::calls(&place).map_err(ServeError::Listen)?;
         let stdio = listen::stdio(&place).map_err(ServeError::Listen)?;
         tokio::spawn(streams::accept(stdio, Arc::clone(&pod)));
+        if place.sockets.is_none() {
+            debug::serve_port(&pod);
+        }
         let watched = Arc::clone(&pod);
         tokio::spawn(async move {
             if let Err(e) = watched.oom.run(&watched).await {

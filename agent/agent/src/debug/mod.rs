@@ -1,12 +1,16 @@
-//! The debug console: a person on the host asks, line by line, what is in this guest. `Hello` turns it on.
+//! The debug console: a person on the host asks, line by line, what is in this guest. `Hello` turns it on,
+//! and a port of that name at the machine's console does.
 //!
 //! ```text
-//! listen (vsock, the host only) ── at most CONSOLES at a time ──> line -> look -> answer, END
+//! vsock (the host only) ── at most CONSOLES at a time ──┬──> line -> look -> answer, END
+//! port of the virtio console ── one at a time ──────────┘
 //! ```
 //!
 //! | file | job |
 //! |---|---|
-//! | `mod.rs` | connections and their lines |
+//! | `mod.rs` | connections, and an answer for a line |
+//! | `port.rs` | the port: there or not, its host there or away |
+//! | `lines.rs` | lines out of bytes that never end |
 //! | `look.rs` | what can be asked, and the answers |
 //! | `processes.rs` | processes, as /proc tells them |
 //! | `file.rs` | files of /proc and /sys, the kernel's messages |
@@ -15,7 +19,9 @@
 //! and one that hangs ends its connection and nothing else.
 
 mod file;
+mod lines;
 mod look;
+mod port;
 mod processes;
 
 use std::{
@@ -27,10 +33,10 @@ use std::{
     time::Duration,
 };
 
-use isopod_protocol::debug::{ANSWER_LEN, DONE, END, FAILED, LINE_LEN};
+use isopod_protocol::debug::{ANSWER_LEN, DONE, END, FAILED, LINE_LEN, MARK};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 
@@ -60,8 +66,12 @@ enum LookError {
     Read { what: String, source: io::Error },
     #[error("no container {0}")]
     NoContainer(String),
-    #[error("no answer within {LOOK_WAIT:?}; this console closes")]
+    #[error("no answer within {LOOK_WAIT:?}")]
     TimedOut,
+    #[error("a question is one line of at most {LINE_LEN} bytes")]
+    TooLong,
+    #[error("several answers that were asked for here hang: no more are begun")]
+    Hang,
 }
 
 fn unread(what: impl Into<String>) -> impl FnOnce(io::Error) -> LookError {
@@ -87,6 +97,11 @@ impl Switch {
     }
 }
 
+/// Answers at the port of the machine's console from now on, if it has one.
+pub(crate) fn serve_port(pod: &Arc<Pod>) {
+    tokio::spawn(port::serve(Arc::clone(pod)));
+}
+
 /// Serves consoles for ever.
 async fn serve(listener: Listener, pod: Arc<Pod>) {
     let places = Arc::new(Semaphore::new(CONSOLES));
@@ -98,13 +113,16 @@ async fn serve(listener: Listener, pod: Arc<Pod>) {
         let pod = Arc::clone(&pod);
         tokio::spawn(async move {
             // Whoever leaves in the middle of an answer has what he wanted.
-            let _ = converse(stream, &pod).await;
-            drop(place);
+            let _ = converse(stream, &pod, &Arc::new(place)).await;
         });
     }
 }
 
-async fn converse(stream: impl Stream, pod: &Arc<Pod>) -> io::Result<()> {
+async fn converse(
+    stream: impl Stream,
+    pod: &Arc<Pod>,
+    place: &Arc<OwnedSemaphorePermit>,
+) -> io::Result<()> {
     let (read, mut write) = tokio::io::split(stream);
     let mut read = BufReader::new(read);
     loop {
@@ -115,18 +133,40 @@ async fn converse(stream: impl Stream, pod: &Arc<Pod>) -> io::Result<()> {
             // The end, or a line that is none.
             return Ok(());
         }
-        let line = String::from_utf8_lossy(&line).into_owned();
-        let pod = Arc::clone(pod);
-        let look = tokio::task::spawn_blocking(move || look::answer(&line, &pod));
-        let (answer, ends) = match timeout(LOOK_WAIT, look).await {
-            Ok(Ok(answer)) => (answer, false),
-            Ok(Err(_)) | Err(_) => (Err(LookError::TimedOut), true),
-        };
+        let answer = answer(&line, pod, Arc::clone(place)).await;
+        let ends = matches!(answer, Err(LookError::TimedOut));
         write.write_all(&encode(answer)).await?;
         if ends {
             return Ok(());
         }
     }
+}
+
+/// Answers a line. `place` is taken as long as that goes on, which is longer than it is waited for where a
+/// look hangs.
+async fn answer(
+    line: &[u8],
+    pod: &Arc<Pod>,
+    place: impl Send + 'static,
+) -> Result<String, LookError> {
+    let line = String::from_utf8_lossy(line).into_owned();
+    let pod = Arc::clone(pod);
+    let look = tokio::task::spawn_blocking(move || {
+        let answer = look::answer(&line, &pod);
+        drop(place);
+        answer
+    });
+    match timeout(LOOK_WAIT, look).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) | Err(_) => Err(LookError::TimedOut),
+    }
+}
+
+/// What answers a line that is to be sent back; `None`: it is a question.
+fn echo(line: &[u8]) -> Option<Vec<u8>> {
+    let token = line.strip_prefix(&[MARK])?.trim_ascii_end();
+    let token = token.iter().copied().filter(|byte| *byte != END);
+    Some([END, MARK].into_iter().chain(token).chain([END]).collect())
 }
 
 fn encode(answer: Result<String, LookError>) -> Vec<u8> {
@@ -141,6 +181,14 @@ fn encode(answer: Result<String, LookError>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_comes_back_behind_the_end_of_whatever_was_before() {
+        assert_eq!(echo(b"=7f3a\n").unwrap(), b"\0=7f3a\0");
+        assert_eq!(echo(b"=a\0b\r\n").unwrap(), b"\0=ab\0");
+        assert_eq!(echo(b"memory\n"), None);
+        assert_eq!(echo(b"\n"), None);
+    }
 
     #[test]
     fn an_answer_is_framed_and_bounded() {
