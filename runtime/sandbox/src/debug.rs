@@ -1,12 +1,19 @@
 //! A person's look into a running pod: questions to its agent, which it answers if the pod's settings
 //! allowed it (`debug.console`). For the operator's command line.
 //!
-//! The pod's driver has no part in it: whoever may open the pod's directory, root, may ask.
+//! ```text
+//! monitor.sock (isopod-vmm) ── a stream to the console's port ──> agent     one person at a time
+//!    not there, or taken
+//!        └──> vsock.sock ── CONNECT ────────────────────────────> agent     a few
+//! ```
+//!
+//! The first needs nothing of the guest but its console's driver and the agent's one thread: it works where
+//! vsock or the agent's calls do not. The pod's driver has no part in it: whoever may open the pod's directory, root, may ask.
 
-use std::{io, time::Duration};
+use std::{io, os::fd::OwnedFd, time::Duration};
 
 use isopod_protocol::{
-    debug::{ANSWER_LEN, DONE, END, FAILED, LINE_LEN},
+    debug::{ANSWER_LEN, DONE, END, FAILED, LINE_LEN, MARK},
     ports,
 };
 use isopod_settings::Settings;
@@ -18,11 +25,15 @@ use tokio::{
 
 use crate::{
     guest::{GuestError, connect::connect},
+    operator::{self, OperatorError, Wish},
     plan::PodPaths,
 };
 
 /// Until an answer is there: the agent gives up earlier.
 const LIMIT: Duration = Duration::from_secs(30);
+/// Bytes that may be on their way to the port's last visitor: what the driver's ring and the device hold, and
+/// two answers.
+const STALE_LEN: usize = 6 << 20;
 
 /// There is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +55,21 @@ pub enum DebugError {
         /// Why.
         reason: String,
     },
+    /// The way that the monitor has is taken, and the other is not there.
+    #[error(
+        "somebody else looks into pod {pod}, and its vsock, which several could use, does not serve: {reason}"
+    )]
+    Taken {
+        /// Which.
+        pod: String,
+        /// What is wrong with vsock.
+        reason: String,
+    },
+    /// The guest still answers what others asked.
+    #[error(
+        "more than {STALE_LEN} bytes of the guest's belong to somebody else's questions: try again"
+    )]
+    Stale,
     /// A question of more than a line.
     #[error("a question is one line of at most {LINE_LEN} bytes")]
     Question,
@@ -72,6 +98,8 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Console {
     stream: BufReader<UnixStream>,
+    /// To the pod's shim, which takes the console's port back when this closes.
+    _hold: Option<UnixStream>,
 }
 
 impl Console {
@@ -82,10 +110,35 @@ impl Console {
     pub async fn open(settings: &Settings, namespace: &str, id: &str) -> Result<Self, DebugError> {
         let paths = PodPaths::new(&settings.paths.state, namespace, id);
         let pod = format!("{namespace}/{id}");
+        let failed = |reason: String| DebugError::Connect {
+            pod: pod.clone(),
+            reason: format!("{reason} ({})", paths.monitor().display()),
+        };
+        match operator::ask(&paths.monitor(), Wish::Debug).await {
+            Ok((hold, Some(stream))) => Self::at_port(hold, stream).await,
+            Ok((_, None)) => Err(failed("it gave nothing".to_owned())),
+            // The pod's machine is another program's, or there is no such pod.
+            Err(OperatorError::Connect(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Self::by_vsock(&paths, pod).await
+            }
+            Err(OperatorError::Taken) => {
+                let other = Self::by_vsock(&paths, pod.clone()).await;
+                other.map_err(|error| DebugError::Taken {
+                    pod,
+                    reason: error.to_string(),
+                })
+            }
+            Err(OperatorError::Off) => Err(DebugError::Off { pod }),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+
+    async fn by_vsock(paths: &PodPaths, pod: String) -> Result<Self, DebugError> {
         let vsock = paths.vsock();
         match timeout(LIMIT, connect(&vsock, ports::DEBUG)).await {
             Ok(Ok(stream)) => Ok(Self {
                 stream: BufReader::new(stream),
+                _hold: None,
             }),
             Ok(Err(GuestError::Refused { .. })) => Err(DebugError::Off { pod }),
             Ok(Err(error)) => Err(DebugError::Connect {
@@ -94,6 +147,42 @@ impl Console {
             }),
             Err(_) => Err(DebugError::TimedOut(LIMIT)),
         }
+    }
+
+    async fn at_port(hold: UnixStream, stream: OwnedFd) -> Result<Self, DebugError> {
+        let stream = std::os::unix::net::UnixStream::from(stream);
+        stream.set_nonblocking(true)?;
+        let mut console = Self {
+            stream: BufReader::new(UnixStream::from_std(stream)?),
+            _hold: Some(hold),
+        };
+        let begun = timeout(LIMIT, console.begin(token()?)).await;
+        begun.map_err(|_| DebugError::TimedOut(LIMIT))??;
+        Ok(console)
+    }
+
+    /// Passes over what the guest says to the port's last visitor.
+    async fn begin(&mut self, token: String) -> Result<(), DebugError> {
+        let mut mark = vec![MARK];
+        mark.extend(token.bytes());
+        let line = [b"\n", mark.as_slice(), b"\n"].concat();
+        self.stream.get_mut().write_all(&line).await?;
+        mark.push(END);
+        let mut passed = 0;
+        let mut bytes = Vec::new();
+        while bytes != mark {
+            bytes.clear();
+            let mut bounded = (&mut self.stream).take(ANSWER_LEN as u64);
+            let read = bounded.read_until(END, &mut bytes).await?;
+            passed += read;
+            if read == 0 {
+                return Err(DebugError::Answer("the connection was closed"));
+            }
+            if passed > STALE_LEN {
+                return Err(DebugError::Stale);
+            }
+        }
+        Ok(())
     }
 
     /// Asks one question.
@@ -120,6 +209,13 @@ impl Console {
     }
 }
 
+/// What no guest can have said before it was asked to.
+fn token() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn decode(bytes: &[u8]) -> Result<Answer, DebugError> {
     let (done, text) = match bytes {
         [] => return Err(DebugError::Answer("the connection was closed")),
@@ -140,84 +236,5 @@ fn decode(bytes: &[u8]) -> Result<Answer, DebugError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use rstest::rstest;
-    use tokio::net::UnixListener;
-
-    use super::*;
-
-    #[rstest]
-    #[case(b"+a\tb\n\0", Some((true, "a\tb\n")))]
-    #[case(b"-no such thing\0", Some((false, "no such thing")))]
-    #[case(b"+\0", Some((true, "")))]
-    // ESC ] 0 ; ... BEL names a window, CSI moves the cursor, 0x9b begins it in one byte.
-    #[case(b"+\x1b]0;x\x07\x1b[2J\x7f\r\xc2\x9b\0", Some((true, "?]0;x??[2J???")))]
-    #[case(b"+\xff\xfe\0", Some((true, "\u{fffd}\u{fffd}")))]
-    #[case(b"", None)]
-    #[case(b"\0", None)]
-    #[case(b"+cut", None)]
-    #[case(b"ok\0", None)]
-    fn an_answer_is_text(#[case] bytes: &[u8], #[case] expected: Option<(bool, &str)>) {
-        let found = decode(bytes).ok();
-        let found = found.as_ref().map(|a| (a.done, a.text.as_str()));
-        assert_eq!(found, expected);
-    }
-
-    /// Where a pod's socket is, and settings that lead there.
-    fn place() -> (tempfile::TempDir, Settings, PodPaths) {
-        let dir = tempfile::tempdir().unwrap();
-        let mut settings = Settings::default();
-        settings.paths.state = dir.path().to_owned();
-        let paths = PodPaths::new(dir.path(), "ns", "pod");
-        std::fs::create_dir(&paths.dir).unwrap();
-        (dir, settings, paths)
-    }
-
-    /// Answers a connection with `said`, in turns with what it reads.
-    async fn guest(listener: UnixListener, said: Vec<Vec<u8>>) {
-        let (stream, _) = listener.accept().await.unwrap();
-        let mut stream = BufReader::new(stream);
-        for said in said {
-            let mut line = String::new();
-            stream.read_line(&mut line).await.unwrap();
-            // It may have left in the middle.
-            let _ = stream.get_mut().write_all(&said).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn questions_are_answered_in_turns() {
-        let (_dir, settings, paths) = place();
-        let listener = UnixListener::bind(paths.vsock()).unwrap();
-        let said = vec![
-            b"OK 1\n".to_vec(),
-            b"+one\0".to_vec(),
-            b"-two\0".to_vec(),
-            vec![b'+'; ANSWER_LEN + 10],
-        ];
-        let serving = tokio::spawn(guest(listener, said));
-        let mut console = Console::open(&settings, "ns", "pod").await.unwrap();
-        assert_eq!(console.ask("a").await.unwrap().text, "one");
-        assert!(!console.ask("b").await.unwrap().done);
-        for wrong in ["a\nb".to_owned(), "a".repeat(LINE_LEN)] {
-            let refused = console.ask(&wrong).await.unwrap_err();
-            assert!(matches!(refused, DebugError::Question));
-        }
-        let endless = console.ask("c").await.unwrap_err();
-        assert!(matches!(endless, DebugError::Answer(_)), "{endless}");
-        drop(console);
-        serving.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_guest_that_does_not_listen_is_told_from_no_pod() {
-        let (_dir, settings, paths) = place();
-        let none = Console::open(&settings, "ns", "pod").await.unwrap_err();
-        assert!(none.to_string().contains("vsock.sock"), "{none}");
-        let listener = UnixListener::bind(paths.vsock()).unwrap();
-        let serving = tokio::spawn(guest(listener, vec![Vec::new()]));
-        let off = Console::open(&settings, "ns", "pod").await.unwrap_err();
-        assert!(off.to_string().contains("debug.console"), "{off}");
-        serving.await.unwrap();
-    }
-}
+#[path = "debug_tests.rs"]
+mod tests;

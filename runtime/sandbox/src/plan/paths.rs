@@ -10,6 +10,7 @@
 //!   stage/                   a private mount in which a bind gets its flags before it is shown
 //!   ports/vsock_<P>          the guest's way to the host
 //!   vsock.sock               the host's way to the guest
+//!   monitor.sock             the operator's way to the monitor, where that is isopod-vmm
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -58,6 +59,10 @@ impl PodPaths {
 
     pub fn vsock(&self) -> PathBuf {
         self.dir.join("vsock.sock")
+    }
+
+    pub fn monitor(&self) -> PathBuf {
+        self.dir.join("monitor.sock")
     }
 
     pub fn port(&self, port: u32) -> PathBuf {

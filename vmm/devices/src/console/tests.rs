@@ -1,12 +1,14 @@
 //! The console, as a driver and as people at the host's end see it.
 
 use std::{
-    io::{Read, Write},
+    io::{IoSlice, Read, Write},
+    mem::MaybeUninit,
     os::unix::net::UnixStream,
     time::Duration,
 };
 
 use isopod_virtio::testing::{Buffer, DriverQueue, MmioDriver, PATIENCE};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::*;
 
@@ -254,6 +256,28 @@ fn a_person_who_floods_waits_for_the_guest() {
     let attended = |rig: &Rig| rig.control.call(|console| console.is_attended()).unwrap();
     rig.driver.until(|| (!attended(&rig)).then_some(()));
     let _ = at;
+}
+
+#[test]
+fn a_descriptor_that_a_person_sends_is_closed_where_his_bytes_are_read() {
+    let mut rig = rig(MULTIPORT);
+    let (peer, theirs) = stream();
+    rig.control
+        .call(|console| console.set_interactive(Some(peer)))
+        .unwrap();
+    let (mut alone, sent) = std::io::pipe().unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let rights = [sent.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&rights));
+    let bytes = [IoSlice::new(b"take this")];
+    sendmsg(&theirs, &bytes, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    drop(sent);
+    rig.put(3, &message(1, 6, 1));
+    let at = rig.room(4);
+    assert_eq!(rig.get(4, at), b"take this");
+    // Were it still open anywhere, this would wait for ever.
+    assert_eq!(alone.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]

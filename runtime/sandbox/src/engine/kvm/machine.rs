@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::unix::process::ExitStatusExt,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -14,19 +14,25 @@ use isopod_config::{
     MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig, SnapshotDescriptors,
 };
 use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::net::UnixListener;
 use ttrpc::{
     asynchronous::{Client, transport::Socket},
     context,
 };
 
-use super::{found::Found, hotplug::Hotplug};
+use super::{
+    found::Found,
+    hotplug::Hotplug,
+    operators::{Desk, Operators},
+};
 use crate::{
     engine::{BackEnds, EngineError, MEMORY_BLOCK_MIB, Machine, Spare, console::Console, pair},
     host::{HostError, artifact, process::HostProcess, record::RecordedProcess, spawner::Spawner},
     plan::PodPlan,
 };
 
-/// Descriptors as the monitor has them.
+/// Descriptors as the monitor has them; with [`PARCELS_FD`] where there is a slot that somebody may come to.
 const DESCRIPTORS: MonitorDescriptors = MonitorDescriptors {
     kvm: 3,
     kernel: 4,
@@ -45,6 +51,7 @@ const DESCRIPTORS: MonitorDescriptors = MonitorDescriptors {
 };
 const FS_FD: i32 = 6;
 const VSOCK_FD: i32 = 7;
+const PARCELS_FD: i32 = 11;
 
 /// From the start of the process until its guest runs: it maps memory, loads the kernel and connects its
 /// devices.
@@ -62,6 +69,8 @@ pub(super) struct KvmMachine {
     errors: Console,
     /// What can be added to the guest's memory, in MiB.
     hotplug_mib: u64,
+    /// Served as long as the machine is there.
+    _operators: Operators,
 }
 
 /// What can be added to a guest's memory: nothing where supervisor mode is interpreted.
@@ -79,16 +88,21 @@ fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
     // Where supervisor mode is interpreted every driver costs a boot seconds, and that of the image as
     // memory works on the second processor beside the boot, which was seen to stall there: guests have
     // the least.
-    let (root, slots) = match found.emulated_supervisor {
-        true => (RootConfig::Blk, SlotsConfig::default()),
+    let mut slots = SlotsConfig {
+        console: plan.settings.debug.console,
+        ..SlotsConfig::default()
+    };
+    let root = match found.emulated_supervisor {
+        true => RootConfig::Blk,
         false => {
-            let slots = SlotsConfig {
-                balloon: true,
-                hotplug_mib: hotplug_mib(plan, found),
-                ..SlotsConfig::default()
-            };
-            (RootConfig::Pmem, slots)
+            slots.balloon = true;
+            slots.hotplug_mib = hotplug_mib(plan, found);
+            RootConfig::Pmem
         }
+    };
+    let descriptors = MonitorDescriptors {
+        parcels: slots.console.then_some(PARCELS_FD),
+        ..DESCRIPTORS
     };
     MonitorConfig {
         name: vm.name.clone(),
@@ -102,7 +116,7 @@ fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
         slots,
         uid: plan.settings.jail.uid,
         gid: plan.settings.jail.gid,
-        descriptors: DESCRIPTORS,
+        descriptors,
     }
 }
 
@@ -120,7 +134,11 @@ pub(super) async fn start(
     let (control, control_theirs) = pair("control socket")?;
     let (console_ours, console_theirs) = pair("console socket")?;
     let (errors_ours, errors_theirs) = pair("standard error")?;
-    let json = serde_json::to_vec(&config(plan, found)).map_err(|e| EngineError::Socket {
+    let operators = plan.paths.monitor();
+    let operators =
+        UnixListener::bind(&operators).map_err(HostError::path("listen at", &operators))?;
+    let config = config(plan, found);
+    let json = serde_json::to_vec(&config).map_err(|e| EngineError::Socket {
         what: "configuration",
         source: e.into(),
     })?;
@@ -132,7 +150,7 @@ pub(super) async fn start(
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::from(errors_theirs));
-    let mappings = [
+    let mut mappings = vec![
         (kvm.into(), DESCRIPTORS.kvm),
         (kernel.into(), DESCRIPTORS.kernel),
         (image.into(), DESCRIPTORS.image),
@@ -142,11 +160,20 @@ pub(super) async fn start(
         (control_theirs, DESCRIPTORS.control),
         (back_ends.lifeline, DESCRIPTORS.lifeline),
     ];
+    let parcels = match config.descriptors.parcels {
+        None => None,
+        Some(child_fd) => {
+            let (ours, theirs) = parcels()?;
+            mappings.push((theirs, child_fd));
+            Some(ours)
+        }
+    };
+    let mappings = mappings.into_iter();
     let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping {
         parent_fd,
         child_fd,
     });
-    let mapped = command.fd_mappings(mappings.into());
+    let mapped = command.fd_mappings(mappings.collect());
     mapped.map_err(|collision| EngineError::Socket {
         what: "set of descriptors",
         source: io::Error::other(collision),
@@ -167,12 +194,24 @@ pub(super) async fn start(
                 source,
             })?;
     }
+    let control = MonitorClient::new(Client::new(Socket::new(control)));
     Ok(KvmMachine {
         process,
-        control: MonitorClient::new(Client::new(Socket::new(control))),
+        _operators: Operators::start(operators, Desk::new(control.clone(), parcels)),
+        control,
         console,
         errors,
         hotplug_mib: hotplug_mib(plan, found),
+    })
+}
+
+/// Two ends of a socket for `isopod_control::parcel`.
+fn parcels() -> Result<(OwnedFd, OwnedFd), EngineError> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
+    pair.map_err(|errno| EngineError::Socket {
+        what: "socket for parcels",
+        source: errno.into(),
     })
 }
 

@@ -3,6 +3,7 @@
 mod found;
 mod hotplug;
 mod machine;
+mod operators;
 
 use async_trait::async_trait;
 pub(super) use found::{Found, find};
