@@ -10,7 +10,10 @@ use isopod_fs::{queue::FsBackend, share::Share};
 use isopod_memory::GuestMemoryHandle;
 use isopod_virtio::testing::{Buffer, DriverQueue, GuestRam};
 use libfuzzer_sys::fuzz_target;
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Mode, OFlags},
+    thread::CapabilitiesSecureBits,
+};
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
 use vmm_sys_util::epoll::EventSet;
 
@@ -64,7 +67,14 @@ fn bytes(request: Request) -> Vec<u8> {
     [words(&head), body].concat()
 }
 
-fuzz_target!(|input: Input| {
+/// As the jail has it: the thread keeps its capabilities whomever it makes files for. Without it the
+/// first file for another user would be the last that this process reaches.
+fn keep_capabilities() {
+    let bits = CapabilitiesSecureBits::NO_SETUID_FIXUP;
+    rustix::thread::set_capabilities_secure_bits(bits).expect("root");
+}
+
+fuzz_target!(init: keep_capabilities(), |input: Input| {
     let directory = tempfile::tempdir().expect("a directory");
     let root = directory.path().join("share");
     fs::create_dir_all(root.join("d")).expect("a directory");
