@@ -13,6 +13,8 @@ mod snapshot;
 
 pub use file_server::{FileServerConfig, VsockBackendConfig};
 pub use machine::{CpuConfig, FsConfig, KernelConfig, MemoryConfig, VmConfig, VsockConfig};
-pub use monitor::{MonitorConfig, MonitorDescriptors, RootConfig, VsockHostDescriptors};
+pub use monitor::{
+    MonitorConfig, MonitorDescriptors, ProtocolConfig, RootConfig, VsockHostDescriptors,
+};
 pub use slots::{DiskSlotConfig, NetSlotConfig, RateConfig, SlotsConfig};
 pub use snapshot::{SnapshotDescriptors, StateDescriptors};

@@ -18,6 +18,9 @@ pub struct MonitorConfig {
     pub cpus: CpuConfig,
     /// Guest memory.
     pub memory: MemoryConfig,
+    /// How the kernel is entered.
+    #[serde(default)]
+    pub protocol: ProtocolConfig,
     /// The kernel's parameters in order, without those of the monitor's own devices.
     pub command_line: Vec<String>,
     /// The host's KVM interprets the guest's supervisor mode; the kernel is told what that takes.
@@ -37,6 +40,17 @@ pub struct MonitorConfig {
     pub gid: u32,
     /// What it inherits.
     pub descriptors: MonitorDescriptors,
+}
+
+/// How a kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProtocolConfig {
+    /// By Linux's 64-bit boot protocol.
+    #[default]
+    Linux64,
+    /// By PVH, for a kernel that offers nothing else.
+    Pvh,
 }
 
 /// How the guest gets its image, which is read-only in any case.
@@ -110,6 +124,7 @@ impl MonitorConfig {
                 size_mib: memory_mib,
                 huge_pages: false,
             },
+            protocol: ProtocolConfig::default(),
             command_line: vec!["quiet".to_owned()],
             emulated_supervisor: true,
             root: RootConfig::Blk,

@@ -10,6 +10,7 @@
 //! | [`vm`] | memory slots, interrupt controllers, doorbells |
 //! | [`hotplug`] | memory that comes and goes while the guest runs |
 //! | [`cpuid`], [`msrs`] | what a guest is told about its processor, as tables with reasons |
+//! | [`Entry`] | how the first processor enters a kernel, by boot protocol |
 //! | [`vcpu`] | one processor: its registers, one step of its life |
 //! | [`emulate`] | instructions that KVM hands back because its emulator lacks them |
 //! | [`runner`] | the threads of all vCPUs as one state machine: running, paused, stopped |
@@ -17,10 +18,10 @@
 
 pub mod cpuid;
 mod emulate;
+mod entry;
 mod error;
 mod hotplug;
 mod kick;
-mod long_mode;
 mod mapping;
 mod msrs;
 mod probe;
@@ -31,9 +32,10 @@ mod vm;
 
 #[cfg(feature = "testing")]
 pub use emulate::testing;
+pub use entry::{Entry, Protocol};
 pub use error::HypervisorError;
 pub use hotplug::{CHUNK, HotplugMemory};
 pub use mapping::FileMapping;
 pub use probe::{Hypervisor, ProbeError, Supervisor};
-pub use vcpu::{Bus, Entry, Flow, Vcpu, VcpuCounters, VcpuError};
+pub use vcpu::{Bus, Flow, Vcpu, VcpuCounters, VcpuError};
 pub use vm::{Doorbell, Vm};

@@ -139,7 +139,7 @@ fn load(memory: &GuestMemory) -> Result<(), ProbeError> {
 /// As a kernel runs.
 fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), ProbeError> {
     let mut registers = vcpu.get_sregs().map_err(act("reading registers"))?;
-    crate::long_mode::enter(&mut registers, PML4);
+    crate::entry::long_mode(&mut registers, PML4);
     vcpu.set_sregs(&registers)
         .map_err(act("entering long mode"))
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use isopod_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::{Entry, FileMapping, Flow, HypervisorError, Vm};
+use crate::{Entry, FileMapping, Flow, HypervisorError, Protocol, Vm};
 
 const CODE: u64 = 0x1000;
 const COUNT: u16 = 0x10;
@@ -104,12 +104,14 @@ fn boot(code: &[u8], file: Option<FileMapping>) -> Option<Rig> {
     let vcpu = vm.create_vcpu(0, 1).unwrap();
     let entry = Entry {
         instruction: CODE,
-        stack: 0x8000,
-        argument: 0,
         gdt: 0x500,
-        page_tables: 0x2000,
+        protocol: Protocol::Linux64 {
+            stack: 0x8000,
+            zero_page: 0,
+            page_tables: 0x2000,
+        },
     };
-    for (index, descriptor) in Entry::DESCRIPTORS.into_iter().enumerate() {
+    for (index, descriptor) in entry.descriptors().into_iter().enumerate() {
         let at = GuestAddress(entry.gdt + 8 * index as u64);
         memory.write_obj(descriptor, at).unwrap();
     }

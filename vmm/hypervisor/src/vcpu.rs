@@ -3,15 +3,14 @@
 use std::sync::{Arc, Mutex};
 
 use isopod_memory::GuestMemory;
-use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::{
-    HypervisorError,
+    Entry, HypervisorError,
     emulate::{self, EmulateError, Emulated},
     error::kvm,
     kick::Kick,
-    long_mode, msrs,
+    msrs,
     vm::Slots,
 };
 
@@ -35,27 +34,6 @@ pub enum Flow {
     Continue,
     /// It asked for a reset: the machine ends.
     Reset,
-}
-
-/// Where the first processor begins: in long mode, by the 64-bit boot protocol (kernel,
-/// Documentation/arch/x86/boot.rst).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// First instruction.
-    pub instruction: u64,
-    /// Top of a stack of a few hundred bytes.
-    pub stack: u64,
-    /// The kernel's one argument, the zero page: for RSI.
-    pub argument: u64,
-    /// Of the table with [`Self::DESCRIPTORS`].
-    pub gdt: u64,
-    /// Top level page table.
-    pub page_tables: u64,
-}
-
-impl Entry {
-    /// Null, null, code, data: to be written to [`Self::gdt`].
-    pub const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 }
 
 /// What became of one step.
@@ -215,23 +193,9 @@ impl Vcpu {
     /// KVM refuses.
     pub fn enter_at(&self, entry: &Entry) -> Result<(), HypervisorError> {
         let mut system = self.fd.get_sregs().map_err(kvm("read registers"))?;
-        long_mode::enter(&mut system, entry.page_tables);
-        system.gdt.base = entry.gdt;
-        system.gdt.limit = 4 * 8 - 1;
-        system.idt.base = 0;
-        system.idt.limit = 0;
-        // A busy task state: hardware will not enter a guest without one.
-        system.tr.type_ = 11;
-        system.tr.present = 1;
-        let general = kvm_regs {
-            rip: entry.instruction,
-            rsp: entry.stack,
-            rsi: entry.argument,
-            // The reserved bit alone: no interrupts.
-            rflags: 2,
-            ..kvm_regs::default()
-        };
+        entry.prepare(&mut system);
         self.fd.set_sregs(&system).map_err(kvm("set registers"))?;
+        let general = entry.registers();
         self.fd.set_regs(&general).map_err(kvm("set registers"))
     }
 

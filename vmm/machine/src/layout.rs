@@ -37,8 +37,8 @@ pub const MAX_RAM: u64 = 512 << 30;
 
 /// Boot data, all below 640 KiB: segment descriptors,
 pub(crate) const GDT: u64 = 0x500;
-/// the zero page of the boot protocol,
-pub(crate) const ZERO_PAGE: u64 = 0x7000;
+/// what a boot protocol tells: the zero page, or PVH's start information and memory map,
+pub(crate) const BOOT_PARAMETERS: u64 = 0x7000;
 /// a stack that grows down,
 pub(crate) const STACK: u64 = 0x8ff0;
 /// page tables that map the first GiB onto itself,

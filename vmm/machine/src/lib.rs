@@ -21,14 +21,14 @@ mod mp_table;
 mod ram;
 mod serial;
 
-pub use boot::BootError;
+pub use boot::{BootError, BootProtocol};
 pub use bus::MmioDevice;
 pub use command_line::{CommandLineError, Host};
 pub use isopod_hypervisor::{CHUNK, HotplugMemory, runner::End};
 /// The hold on a device that [`Builder::attach`] gives, and how it fails.
 pub use isopod_virtio::{Control, WorkerGone};
 pub use machine::{
-    Builder, Machine, MachineConfig, MachineError, MachineMetrics, MachineState, Prepare, Region,
-    Sharing,
+    Builder, Kernel, Machine, MachineConfig, MachineError, MachineMetrics, MachineState, Prepare,
+    Region, Sharing,
 };
 pub use ram::RamError;

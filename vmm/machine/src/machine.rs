@@ -24,7 +24,7 @@ mod builder;
 mod error;
 mod snapshot;
 
-pub use builder::Builder;
+pub use builder::{Builder, Kernel};
 pub use error::MachineError;
 pub use snapshot::{MachineState, Sharing};
 

@@ -9,7 +9,7 @@
 
 use std::{fs::File, io, io::Write, ops::Range, os::fd::OwnedFd, os::unix::net::UnixStream};
 
-use isopod_config::{CpuConfig, FsConfig, MemoryConfig, RootConfig, VsockConfig};
+use isopod_config::{CpuConfig, FsConfig, MemoryConfig, ProtocolConfig, RootConfig, VsockConfig};
 use isopod_devices::{
     balloon::Balloon,
     blk::{Blk, BlkConfig, BlkError, Disk, DiskError, Engine},
@@ -22,7 +22,8 @@ use isopod_devices::{
     vsock::VsockDevice,
 };
 use isopod_machine::{
-    Builder, Host, HotplugMemory, Machine, MachineConfig, MachineError, Prepare, Region, Sharing,
+    BootProtocol, Builder, Host, HotplugMemory, Kernel, Machine, MachineConfig, MachineError,
+    Prepare, Region, Sharing,
 };
 
 use isopod_vmm::filter::Kind;
@@ -143,8 +144,8 @@ pub struct NetSlot {
 
 /// Where a guest begins.
 pub enum Begin {
-    /// At the first instruction of an uncompressed kernel.
-    Kernel(File),
+    /// At the first instruction of an uncompressed kernel, which is entered so.
+    Kernel(File, ProtocolConfig),
     /// Where another machine was saved.
     Saved(Box<Saved>),
 }
@@ -238,7 +239,7 @@ pub fn assemble(
         false => Sharing::Private,
     };
     let mut builder = match &begin {
-        Begin::Kernel(_) => Builder::new(kvm, config)?,
+        Begin::Kernel(..) => Builder::new(kvm, config)?,
         Begin::Saved(saved) => Builder::saved(kvm, config, &saved.memory, sharing)?,
     };
     let started = |kind| first(&(prepares.device)(kind));
@@ -314,10 +315,17 @@ pub fn assemble(
     let vcpu = &prepares.vcpu;
     let machine = match begin {
         Begin::Saved(saved) => builder.restore(saved.state, console, vcpu, on_end)?,
-        Begin::Kernel(mut kernel) => {
+        Begin::Kernel(mut file, protocol) => {
             words.extend(parameters);
-            let parameters = words.join(" ");
-            builder.boot(&mut kernel, &parameters, console, vcpu, on_end)?
+            let kernel = Kernel {
+                file: &mut file,
+                protocol: match protocol {
+                    ProtocolConfig::Linux64 => BootProtocol::Linux64,
+                    ProtocolConfig::Pvh => BootProtocol::Pvh,
+                },
+                parameters: &words.join(" "),
+            };
+            builder.boot(kernel, console, vcpu, on_end)?
         }
     };
     Ok((machine, slots))

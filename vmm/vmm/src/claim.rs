@@ -63,7 +63,7 @@ pub fn parts(config: &MonitorConfig) -> anyhow::Result<Parts> {
     let kernel = File::from(inherited::claim(descriptors.kernel)?);
     let begin = match Saved::claim(descriptors.snapshot)? {
         Some(saved) => Begin::Saved(Box::new(saved)),
-        None => Begin::Kernel(kernel),
+        None => Begin::Kernel(kernel, config.protocol),
     };
     Ok(Parts {
         kvm: inherited::claim(descriptors.kvm)?,

@@ -132,6 +132,8 @@ fn what_cannot_be_is_refused_by_name() {
     let told = refusal(place, &["--restore-from", "empty", "--kernel", "kernel"]);
     assert!(told.contains("--kernel"), "{told}");
     assert!(refusal(place, &[]).contains("--kernel"));
+    let told = refusal(place, &["--kernel", "kernel", "--protocol", "pvh"]);
+    assert!(told.contains("no PVH entry"), "{told}");
 
     Run::start(place, &["--kernel", "kernel", "--save-to", "a"]).end_by(Signal::TERM);
     let told = refusal(place, &["--restore-from", "a", "--save-to", "./a"]);

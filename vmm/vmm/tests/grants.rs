@@ -46,6 +46,7 @@ fn pair(save: Option<&Files>, restore: Option<&Files>) -> Option<Monitor> {
         save,
         restore,
         slots: Some(&slots),
+        ..Wanted::default()
     })
 }
 

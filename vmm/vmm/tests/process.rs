@@ -14,7 +14,7 @@ use std::{
 use isopod_config::MonitorConfig;
 use serde_json::{Value, json};
 
-use rig::{FOREVER, RESET, STRANGE, UID, ask, print, start};
+use rig::{FOREVER, RESET, STRANGE, UID, Wanted, ask, code::MODE, print, start, start_with};
 
 #[test]
 fn a_guest_boots_speaks_and_resets() {
@@ -26,6 +26,25 @@ fn a_guest_boots_speaks_and_resets() {
     assert!(boot.since_start_us > 0 && boot.cpu_us > 0);
     assert_eq!(monitor.line(), "hello\n");
     assert_eq!(monitor.ends().code(), Some(0), "{}", monitor.errors());
+}
+
+#[test]
+fn a_kernel_is_entered_as_its_protocol_says() {
+    for (pvh, said) in [(true, "p\n"), (false, "-q\n")] {
+        let wanted = Wanted {
+            code: &MODE,
+            cpus: 1,
+            memory_mib: 64,
+            pvh,
+            ..Wanted::default()
+        };
+        let Some(mut monitor) = start_with(wanted) else {
+            return;
+        };
+        ask!(monitor, boot).unwrap();
+        assert_eq!(monitor.line(), said);
+        assert_eq!(monitor.ends().code(), Some(0), "{}", monitor.errors());
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn counting<'a>(save: Option<&'a Files>, restore: Option<&'a Files>) -> Wanted<'
         memory_mib: 64,
         save,
         restore,
-        slots: None,
+        ..Wanted::default()
     }
 }
 

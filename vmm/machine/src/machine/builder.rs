@@ -19,12 +19,22 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Machine, MachineConfig, MachineError, Prepare, Region, Slot};
 use crate::{
-    boot,
+    BootProtocol, boot,
     bus::{MachineBus, MmioDevice},
     clock::Clock,
     command_line, layout, ram,
     serial::Serial,
 };
+
+/// What a machine boots.
+pub struct Kernel<'a> {
+    /// An uncompressed ELF file.
+    pub file: &'a mut File,
+    /// How it is entered.
+    pub protocol: BootProtocol,
+    /// Its parameters, without those that say what this machine is.
+    pub parameters: &'a str,
+}
 
 /// A machine that is being put together.
 pub struct Builder {
@@ -179,20 +189,25 @@ impl Builder {
     /// The kernel or its command line cannot be used, or the host refuses.
     pub fn boot(
         mut self,
-        kernel: &mut File,
-        parameters: &str,
+        kernel: Kernel<'_>,
         console: Box<dyn Write + Send>,
         prepare: &Prepare,
         on_end: Box<dyn FnOnce() + Send>,
     ) -> Result<Machine, MachineError> {
         let config = self.config;
         let line = command_line::compose(
-            parameters,
+            kernel.parameters,
             config.host,
             self.devices.len(),
             config.online_cpus,
         )?;
-        let entry = boot::load(&self.boot_memory, kernel, &line, config.cpus)?;
+        let entry = boot::load(
+            &self.boot_memory,
+            kernel.file,
+            kernel.protocol,
+            &line,
+            config.cpus,
+        )?;
         let vcpus = self.make_vcpus()?;
         if let Some(first) = vcpus.first() {
             first.enter_at(&entry)?;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use isopod_config::{CpuConfig, MemoryConfig, RootConfig};
+use isopod_config::{CpuConfig, MemoryConfig, ProtocolConfig, RootConfig};
 use isopod_hypervisor::{Hypervisor, Supervisor, Vm};
 use isopod_machine::{End, Host, Machine};
 
@@ -31,6 +31,10 @@ pub struct Run {
         conflicts_with = "restore_from"
     )]
     kernel: Option<PathBuf>,
+    /// How the kernel is entered: by Linux's 64-bit boot protocol, or by PVH, for kernels that offer
+    /// nothing else.
+    #[arg(long, value_enum, default_value_t = Protocol::Linux64, conflicts_with = "restore_from")]
+    protocol: Protocol,
     /// The guest image (EROFS); the guest's root, read-only.
     #[arg(long)]
     image: PathBuf,
@@ -110,6 +114,22 @@ enum Root {
     Blk,
 }
 
+/// Of [`Run::protocol`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Protocol {
+    Linux64,
+    Pvh,
+}
+
+impl From<Protocol> for ProtocolConfig {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Linux64 => Self::Linux64,
+            Protocol::Pvh => Self::Pvh,
+        }
+    }
+}
+
 /// Prints what this machine's KVM is.
 pub fn probe() -> anyhow::Result<()> {
     let found = Hypervisor::probe().context("this machine's KVM")?;
@@ -158,7 +178,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
     };
     let begin = match (&run.restore_from, &run.kernel) {
         (Some(directory), _) => Begin::Saved(Box::new(saving::open(directory)?)),
-        (None, Some(kernel)) => Begin::Kernel(open(kernel)?),
+        (None, Some(kernel)) => Begin::Kernel(open(kernel)?, run.protocol.into()),
         // clap does not let it come to this.
         (None, None) => bail!("one of --kernel and --restore-from is needed"),
     };

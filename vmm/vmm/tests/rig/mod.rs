@@ -15,7 +15,8 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{
-    CpuConfig, MonitorConfig, RootConfig, SlotsConfig, SnapshotDescriptors, StateDescriptors,
+    CpuConfig, MonitorConfig, ProtocolConfig, RootConfig, SlotsConfig, SnapshotDescriptors,
+    StateDescriptors,
 };
 use isopod_control::monitor_ttrpc::MonitorClient;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -43,20 +44,40 @@ pub const FOREVER: [u8; 4] = [0xf3, 0x90, 0xeb, 0xfc];
 /// `pshufb xmm0, xmm1`, which nobody emulates; on hardware `ud2` behind it is a triple fault.
 pub const STRANGE: [u8; 7] = [0x66, 0x0f, 0x38, 0x00, 0xc1, 0x0f, 0x0b];
 
+/// A kernel that is entered by the 64-bit boot protocol.
 pub fn elf(code: &[u8]) -> File {
-    let mut bytes = vec![0; 120];
+    file(&[(1, LOAD, code)])
+}
+
+/// One that is entered by PVH, too (Xen, docs/misc/pvh.pandoc).
+pub fn elf_with_pvh(code: &[u8]) -> File {
+    let note = [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), LOAD as u32];
+    let note: Vec<u8> = note.into_iter().flat_map(u32::to_le_bytes).collect();
+    file(&[(1, LOAD, code), (4, 0, &note)])
+}
+
+/// Of segments: their types, where they are loaded, and what they hold.
+fn file(segments: &[(u32, u64, &[u8])]) -> File {
+    const HEADER: u64 = 64;
+    const SEGMENT: u64 = 56;
+    let mut bytes = vec![0; 64];
     bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
     bytes[24..32].copy_from_slice(&LOAD.to_le_bytes());
-    bytes[32..40].copy_from_slice(&64u64.to_le_bytes());
-    bytes[54..56].copy_from_slice(&56u16.to_le_bytes());
-    bytes[56..58].copy_from_slice(&1u16.to_le_bytes());
-    bytes[64..68].copy_from_slice(&1u32.to_le_bytes());
-    bytes[72..80].copy_from_slice(&120u64.to_le_bytes());
-    bytes[88..96].copy_from_slice(&LOAD.to_le_bytes());
-    let length = code.len() as u64;
-    bytes[96..104].copy_from_slice(&length.to_le_bytes());
-    bytes[104..112].copy_from_slice(&length.to_le_bytes());
-    bytes.extend(code);
+    bytes[32..40].copy_from_slice(&HEADER.to_le_bytes());
+    bytes[54..56].copy_from_slice(&(SEGMENT as u16).to_le_bytes());
+    bytes[56..58].copy_from_slice(&(segments.len() as u16).to_le_bytes());
+    let mut offset = HEADER + SEGMENT * segments.len() as u64;
+    for (kind, address, content) in segments {
+        let length = content.len() as u64;
+        let words = [offset, *address, *address, length, length, 4];
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(words.into_iter().flat_map(u64::to_le_bytes));
+        offset += length;
+    }
+    for (_, _, content) in segments {
+        bytes.extend(*content);
+    }
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();
     file
@@ -101,6 +122,8 @@ pub struct Wanted<'a> {
     pub memory_mib: u64,
     pub save: Option<&'a Files>,
     pub restore: Option<&'a Files>,
+    /// Whether it is entered by PVH.
+    pub pvh: bool,
     /// None but those that every machine has, if there is none.
     pub slots: Option<&'a SlotsConfig>,
 }
@@ -123,6 +146,7 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
         memory_mib,
         save,
         restore,
+        pvh,
         slots,
     } = wanted;
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
@@ -147,6 +171,11 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
         max: cpus + spare_cpus,
     };
     config.root = RootConfig::Pmem;
+    let mut kernel = elf(code);
+    if pvh {
+        config.protocol = ProtocolConfig::Pvh;
+        kernel = elf_with_pvh(code);
+    }
     config.slots = slots.cloned().unwrap_or_default();
     config.descriptors.snapshot = SnapshotDescriptors {
         restore: restore.map(|_| StateDescriptors {
@@ -162,7 +191,7 @@ pub fn start_with(wanted: Wanted<'_>) -> Option<Monitor> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_isopod-vmm"));
     let descriptors: [OwnedFd; 6] = [
         kvm.into(),
-        elf(code).into(),
+        kernel.into(),
         image.into(),
         console_theirs.into(),
         control_theirs.into(),

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use command_fds::{CommandFdExt, FdMapping};
 use isopod_config::{
-    MonitorConfig, MonitorDescriptors, RootConfig, SlotsConfig, SnapshotDescriptors,
+    MonitorConfig, MonitorDescriptors, ProtocolConfig, RootConfig, SlotsConfig, SnapshotDescriptors,
 };
 use isopod_control::{monitor::Empty, monitor_ttrpc::MonitorClient};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -108,6 +108,7 @@ fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
         name: vm.name.clone(),
         cpus: vm.cpus,
         memory: vm.memory,
+        protocol: ProtocolConfig::default(),
         command_line: vm.kernel.command_line.clone(),
         emulated_supervisor: found.emulated_supervisor,
         root,
