@@ -13,7 +13,7 @@ use std::{
 
 use fuse_backend_rs::{
     abi::fuse_abi::{InHeader, Opcode, OutHeader},
-    api::server::Server,
+    api::{filesystem::FileSystem, server::Server},
     transport::{Reader, VirtioFsWriter, Writer},
 };
 use isopod_memory::{Bytes, DirtyBitmap, GuestAddressSpace, GuestMemory, GuestMemoryHandle};
@@ -211,7 +211,17 @@ impl VhostUserBackend for FsBackend {
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+    }
+
+    /// The driver is gone, and with it all that it had open. The queues are stopped already; a request
+    /// that is still being answered is waited for, because after this nobody writes to the guest's memory.
+    fn reset_device(&self) {
+        for patience in &self.patience {
+            drop(patience.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        self.share.destroy();
     }
 
     fn set_event_idx(&self, _enabled: bool) {

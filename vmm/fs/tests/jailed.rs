@@ -280,6 +280,33 @@ fn a_directory_that_is_no_mount_point_is_refused() {
     assert_eq!(process.end().code(), Some(1));
 }
 
+/// What a driver had open goes with it, whether or not it said goodbye; the next one begins anew.
+#[test]
+fn a_reset_closes_what_the_driver_had_open() {
+    if !can_run("a_reset_closes_what_the_driver_had_open") {
+        return;
+    }
+    let mut process = Process::ready(false);
+    let mut guest = connected(&mut process);
+    let path = process.shared().join("f");
+    fs::write(&path, "once").unwrap();
+    let opened = |process: &Process| {
+        let links = fs::read_dir(process.proc("fd")).unwrap();
+        let targets = links.filter_map(|link| fs::read_link(link.ok()?.path()).ok());
+        targets.filter(|target| target.ends_with("f")).count()
+    };
+    for _ in 0..3 {
+        let file = guest.lookup(ROOT, b"f").unwrap();
+        assert_eq!(guest.read(file, 100).unwrap(), b"once");
+        assert!(opened(&process) > 0, "what a guest reads is open");
+        guest.reset();
+        assert_eq!(opened(&process), 0);
+        // The old driver's numbers mean nothing to the new one.
+        guest.init();
+        assert!(guest.read(file, 100).is_err());
+    }
+}
+
 /// A guest's vsock is served by the same process; what it reaches on the host is only sockets of the
 /// pod's directory.
 #[test]

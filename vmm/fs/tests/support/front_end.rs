@@ -12,7 +12,10 @@ use std::{
 
 use vhost::{
     VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
-    vhost_user::{Frontend, VhostUserFrontend, message::VhostUserProtocolFeatures},
+    vhost_user::{
+        Frontend, VhostUserFrontend,
+        message::{VhostUserHeaderFlag, VhostUserProtocolFeatures},
+    },
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -33,8 +36,9 @@ pub struct FrontEnd {
     memory: File,
     kick: EventFd,
     offered: u16,
-    _call: EventFd,
-    _connection: Frontend,
+    features: u64,
+    call: EventFd,
+    connection: Frontend,
 }
 
 impl FrontEnd {
@@ -47,15 +51,41 @@ impl FrontEnd {
         front.set_owner().unwrap();
         let features = front.get_features().unwrap();
         assert_ne!(features & (1 << 32), 0, "VIRTIO_F_VERSION_1");
-        // Version 1, protocol features; no event index: every answer is signalled.
-        front
-            .set_features(features & ((1 << 32) | (1 << 30)))
-            .unwrap();
         let protocol = front.get_protocol_features().unwrap();
-        front
-            .set_protocol_features(protocol & VhostUserProtocolFeatures::MQ)
-            .unwrap();
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        front.set_protocol_features(protocol & wanted).unwrap();
+        // A reset is not answered otherwise.
+        front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         assert_eq!(front.get_queue_num().unwrap(), 2);
+        let mut this = Self {
+            memory,
+            kick: EventFd::new(0).unwrap(),
+            call: EventFd::new(0).unwrap(),
+            offered: 0,
+            features: features & ((1 << 32) | (1 << 30)),
+            connection: front,
+        };
+        this.run();
+        this
+    }
+
+    /// A driver begins: features, memory, queue 1 with empty rings.
+    fn run(&mut self) {
+        let Self {
+            memory,
+            kick,
+            call,
+            offered,
+            features,
+            connection: front,
+        } = self;
+        *offered = 0;
+        memory.write_all_at(&[0; 4], AVAILABLE).unwrap();
+        memory.write_all_at(&[0; 4], USED).unwrap();
+        // Version 1, protocol features; no event index: every answer is signalled.
+        front.set_features(*features).unwrap();
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
             memory_size: MEMORY,
@@ -64,7 +94,6 @@ impl FrontEnd {
             mmap_handle: memory.as_raw_fd(),
         };
         front.set_mem_table(&[region]).unwrap();
-        let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
         front.set_vring_num(1, QUEUE as u16).unwrap();
         let rings = VringConfigData {
             queue_max_size: QUEUE as u16,
@@ -77,16 +106,18 @@ impl FrontEnd {
         };
         front.set_vring_addr(1, &rings).unwrap();
         front.set_vring_base(1, 0).unwrap();
-        front.set_vring_call(1, &call).unwrap();
-        front.set_vring_kick(1, &kick).unwrap();
+        front.set_vring_call(1, call).unwrap();
+        front.set_vring_kick(1, kick).unwrap();
         front.set_vring_enable(1, true).unwrap();
-        Self {
-            memory,
-            kick,
-            offered: 0,
-            _call: call,
-            _connection: front,
-        }
+    }
+
+    /// The driver leaves, and another one comes.
+    pub fn reset(&mut self) {
+        self.connection.set_vring_enable(1, false).unwrap();
+        let taken = self.connection.get_vring_base(1).unwrap();
+        assert_eq!(taken, u32::from(self.offered));
+        self.connection.reset_device().unwrap();
+        self.run();
     }
 
     fn descriptor(&self, index: u64, address: u64, bytes: u32, flags: u16, next: u16) {
