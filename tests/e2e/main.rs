@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod abuse;
+mod boot_deaths;
 mod boot_faults;
 mod death;
 mod debug;
@@ -42,6 +43,7 @@ const SUITE: Suite = Suite {
         ("survival", survival::CASES),
         ("volume", volume::CASES),
         ("boot_faults", boot_faults::CASES),
+        ("boot_deaths", boot_deaths::CASES),
         ("death", death::CASES),
         ("debug", debug::CASES),
         ("growth", growth::CASES),

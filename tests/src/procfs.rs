@@ -57,6 +57,20 @@ pub fn process(pid: u32) -> Option<Process> {
     })
 }
 
+/// Processor time of a process and of all threads that it has had, in ticks of 10 ms.
+pub fn ticks(pid: u32) -> Option<u64> {
+    ticks_of(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The same of a line of `stat`, of a process or of one thread.
+pub fn ticks_of(stat: &str) -> Option<u64> {
+    // The name is in parentheses; user and system time are fields 14 and 15.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    user.checked_add(system)
+}
+
 /// Living processes whose program (the first argument's last part) has this name.
 pub fn named(program: &str) -> Result<Vec<Process>> {
     let mut found = processes()?;

@@ -22,7 +22,7 @@ use crate::{
     case::{Case, Variant},
     image::Files,
     leftovers::Snapshot,
-    probe,
+    probe, process,
     smoke::{self, Outcomes},
     times::Times,
 };
@@ -183,6 +183,7 @@ impl Suite {
             smoke::run(&bed, cases.collect())
         } else {
             watch(&bed, patiently(first.case.limit));
+            process::be_patient(patience());
             let before = Snapshot::take(&bed)?;
             (first.case.body)(&bed).and_then(|()| before.assert_restored(&bed))
         };
@@ -226,12 +227,14 @@ fn watch(bed: &Bed, limit: Duration) {
     });
 }
 
-/// `ISOPOD_TEST_PATIENCE` multiplies the limits, for slow machines.
+/// `ISOPOD_TEST_PATIENCE` multiplies all limits, for slow machines.
 fn patiently(limit: Duration) -> Duration {
-    let patience = env::var("ISOPOD_TEST_PATIENCE")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    limit * patience.unwrap_or(1)
+    limit.saturating_mul(patience())
+}
+
+fn patience() -> u32 {
+    let patience = env::var("ISOPOD_TEST_PATIENCE").ok();
+    patience.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// The end of containerd's log, for a case that failed.
