@@ -20,7 +20,7 @@ pub fn run(config: Option<&Path>, pod: &str, question: &[String]) -> anyhow::Res
     let root = rustix::process::geteuid().is_root();
     ensure!(root, "only root may look into pods");
     let settings = Settings::load(config)?;
-    let Name { namespace, id } = find(list::names(), pod)?;
+    let Name { namespace, id } = list::find(list::names(), pod)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -29,23 +29,6 @@ pub fn run(config: Option<&Path>, pod: &str, question: &[String]) -> anyhow::Res
     match question {
         [] => converse(&runtime, console),
         words => once(&runtime, console, &words.join(" ")),
-    }
-}
-
-/// The pod that `[NAMESPACE/]ID` names.
-fn find(names: Vec<Name>, wanted: &str) -> anyhow::Result<Name> {
-    let (namespace, id) = match wanted.split_once('/') {
-        Some((namespace, id)) => (Some(namespace), id),
-        None => (None, wanted),
-    };
-    let is_it = |name: &Name| {
-        name.id == id && namespace.is_none_or(|namespace| name.namespace == namespace)
-    };
-    let mut found: Vec<Name> = names.into_iter().filter(is_it).collect();
-    match (found.pop(), found.first()) {
-        (Some(name), None) => Ok(name),
-        (None, _) => bail!("no pod {wanted} runs here; `isopod list` tells which do"),
-        (Some(_), Some(_)) => bail!("{wanted} runs in several namespaces: say NAMESPACE/{wanted}"),
     }
 }
 
@@ -80,26 +63,4 @@ fn say(text: &str) -> anyhow::Result<()> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .context("print an answer")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pod_is_found_by_its_id_or_with_its_namespace() {
-        let name = |namespace: &str, id: &str| Name {
-            namespace: namespace.into(),
-            id: id.into(),
-        };
-        let names = vec![name("a", "x"), name("b", "x"), name("b", "y")];
-        let found = |wanted| find(names.clone(), wanted).map_err(|error| error.to_string());
-        assert_eq!(found("y"), Ok(name("b", "y")));
-        assert_eq!(found("b/y"), Ok(name("b", "y")));
-        assert_eq!(found("a/x"), Ok(name("a", "x")));
-        assert!(found("x").unwrap_err().contains("several namespaces"));
-        for none in ["z", "a/y", "", "/", "a/x/y"] {
-            assert!(found(none).unwrap_err().contains("isopod list"), "{none}");
-        }
-    }
 }

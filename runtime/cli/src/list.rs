@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::processes::{self, Process};
@@ -34,6 +34,23 @@ pub fn names() -> Vec<Name> {
     let servers = processes.iter().filter_map(|p| server(&p.arguments));
     let named = |(namespace, id)| Name { namespace, id };
     servers.map(named).collect()
+}
+
+/// The pod that `[NAMESPACE/]ID` names.
+pub fn find(names: Vec<Name>, wanted: &str) -> anyhow::Result<Name> {
+    let (namespace, id) = match wanted.split_once('/') {
+        Some((namespace, id)) => (Some(namespace), id),
+        None => (None, wanted),
+    };
+    let is_it = |name: &Name| {
+        name.id == id && namespace.is_none_or(|namespace| name.namespace == namespace)
+    };
+    let mut found: Vec<Name> = names.into_iter().filter(is_it).collect();
+    match (found.pop(), found.first()) {
+        (Some(name), None) => Ok(name),
+        (None, _) => bail!("no pod {wanted} runs here; `isopod list` tells which do"),
+        (Some(_), Some(_)) => bail!("{wanted} runs in several namespaces: say NAMESPACE/{wanted}"),
+    }
 }
 
 /// A process of a pod.
@@ -182,5 +199,22 @@ mod tests {
         let text = table(&pods);
         assert!(text.starts_with("n/c  1.5 MiB\n"), "{text}");
         assert!(text.contains("         7       1.0 MiB  shim\n"), "{text}");
+    }
+
+    #[test]
+    fn a_pod_is_found_by_its_id_or_with_its_namespace() {
+        let name = |namespace: &str, id: &str| Name {
+            namespace: namespace.into(),
+            id: id.into(),
+        };
+        let names = vec![name("a", "x"), name("b", "x"), name("b", "y")];
+        let found = |wanted| find(names.clone(), wanted).map_err(|error| error.to_string());
+        assert_eq!(found("y"), Ok(name("b", "y")));
+        assert_eq!(found("b/y"), Ok(name("b", "y")));
+        assert_eq!(found("a/x"), Ok(name("a", "x")));
+        assert!(found("x").unwrap_err().contains("several namespaces"));
+        for none in ["z", "a/y", "", "/", "a/x/y"] {
+            assert!(found(none).unwrap_err().contains("isopod list"), "{none}");
+        }
     }
 }

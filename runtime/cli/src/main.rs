@@ -1,7 +1,8 @@
 //! isopod: the operator's command line.
 //!
 //! Place in the flow: beside it. `check` gathers what this machine is ([`machine`], [`gather`]), judges
-//! it purely ([`check`]), and prints the verdict; `list` shows the pods that run, `debug` what is in one.
+//! it purely ([`check`]), and prints the verdict; `list` shows the pods that run, `debug` what is in one,
+//! `metrics` what its monitor has counted.
 //! Nothing imports it.
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,7 @@ mod debug;
 mod gather;
 mod list;
 mod machine;
+mod metrics;
 mod processes;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -59,6 +61,20 @@ enum Command {
         #[arg(trailing_var_arg = true)]
         question: Vec<String>,
     },
+    /// Tell what a running pod's monitor has counted: requests, interrupts, what broke a rule, by device.
+    ///
+    /// Where `isopod-vmm` runs the machine; QEMU counts nothing. Only root may ask.
+    Metrics {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// The settings that say where pods are, instead of /etc/isopod/isopod.toml.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The pod, as `isopod list` names it.
+        #[arg(value_name = "[NAMESPACE/]POD")]
+        pod: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -70,6 +86,7 @@ fn main() -> ExitCode {
             pod,
             question,
         } => debug::run(config.as_deref(), &pod, &question),
+        Command::Metrics { json, config, pod } => metrics::run(config.as_deref(), &pod, json),
     };
     result.unwrap_or_else(|error| {
         eprintln!("isopod: {error:#}");

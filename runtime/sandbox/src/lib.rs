@@ -16,6 +16,7 @@ mod file_server;
 mod guest;
 mod host;
 mod launch;
+pub mod metrics;
 mod operator;
 mod plan;
 mod pod_host;

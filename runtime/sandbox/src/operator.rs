@@ -3,7 +3,9 @@
 //!
 //! ```text
 //!   operator   a line: what he wants
-//!   shim       a line: OK, TAKEN, OFF, or FAILED and why; a descriptor goes with the OK of `debug`
+//!   shim       a line: OK, TAKEN, OFF, or FAILED and why
+//!                with the OK of `debug` goes a descriptor
+//!                behind the OK of `metrics` comes JSON, to the end
 //! ```
 //!
 //! The connection is his hold on what he was given: the shim takes it back when he closes it.
@@ -36,21 +38,24 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) enum Wish {
     /// A stream to the console's interactive port, at which the agent answers.
     Debug,
+    /// What the monitor counts.
+    Metrics,
 }
 
 impl Wish {
-    const ALL: [Self; 1] = [Self::Debug];
+    const ALL: [Self; 2] = [Self::Debug, Self::Metrics];
 
     fn word(self) -> &'static str {
         match self {
             Self::Debug => "debug",
+            Self::Metrics => "metrics",
         }
     }
 }
 
 /// He does not get it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OperatorError {
+pub enum OperatorError {
     /// There is no such socket, or nobody at it.
     #[error("{0}")]
     Connect(#[source] io::Error),
@@ -131,7 +136,8 @@ async fn receive(
     given: &mut Option<OwnedFd>,
 ) -> io::Result<usize> {
     let receive = || {
-        let mut bytes = [0; LINE_LEN];
+        // What follows the line is not for here.
+        let mut bytes = [0; 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut room = [IoSliceMut::new(&mut bytes)];
@@ -238,6 +244,7 @@ mod tests {
 
     #[rstest]
     #[case(b"debug\n", Some(Wish::Debug))]
+    #[case(b"metrics\n", Some(Wish::Metrics))]
     #[case(b"debug me\n", None)]
     #[case(b"\n", None)]
     #[case(&[b'd'; 4000], None)]
@@ -255,8 +262,9 @@ mod tests {
         tell(&ours, Ok(Some(given.as_fd()))).unwrap();
         drop(given);
         let (mut text, mut received) = (Vec::new(), None);
-        receive(&theirs, &mut text, &mut received).await.unwrap();
-        assert_eq!(text, b"OK\n");
+        while text != b"OK\n" {
+            receive(&theirs, &mut text, &mut received).await.unwrap();
+        }
         let received = std::os::unix::net::UnixStream::from(received.unwrap());
         other.write_all(b"through").await.unwrap();
         let mut received = UnixStream::from_std(received).unwrap();

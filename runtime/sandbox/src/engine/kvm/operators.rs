@@ -23,19 +23,23 @@ use std::{
 };
 
 use isopod_control::{
-    monitor::{AttachRequest, BackEnd, DetachRequest},
+    monitor::{AttachRequest, BackEnd, DetachRequest, Empty},
     monitor_ttrpc::MonitorClient,
     parcel,
 };
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, SemaphorePermit},
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 use ttrpc::context;
 
-use crate::operator::{OperatorError, Wish, tell, wish};
+use crate::{
+    metrics::Metrics,
+    operator::{OperatorError, Wish, tell, wish},
+};
 
 /// The slot, as the monitor calls it.
 const SLOT: &str = "console";
@@ -113,12 +117,13 @@ impl Desk {
         let attended = async {
             match wish(&mut operator).await? {
                 Some(Wish::Debug) => self.debug(&mut operator).await,
+                Some(Wish::Metrics) => self.metrics(&mut operator).await,
                 None => Err(OperatorError::Line),
             }
         };
         if let Err(error) = attended.await {
             tracing::debug!(%error, "attend to an operator");
-            // He may be gone.
+            // He may be gone, or not read: behind an OK it would be no JSON.
             let _ = tell(&operator, Err(&error));
         }
     }
@@ -132,6 +137,17 @@ impl Desk {
             let _ = operator.read(&mut [0]).await;
         }
         self.take_out().await;
+        Ok(())
+    }
+
+    async fn metrics(&self, operator: &mut UnixStream) -> Result<(), OperatorError> {
+        let metrics = self.control.metrics(within(), &Empty::new()).await;
+        let metrics = Metrics::from(metrics.map_err(refused)?);
+        let json = serde_json::to_vec(&metrics).map_err(failed)?;
+        tell(operator, Ok(None))?;
+        // A reader that stands still is not waited for.
+        let told = timeout(ANSWER, operator.write_all(&json)).await;
+        told.map_err(|_| OperatorError::TimedOut)??;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::{io, sync::Mutex};
 
 use async_trait::async_trait;
 use isopod_control::{
-    monitor::Empty,
+    monitor::{Counter, Device, Empty, MetricsResponse, Queue},
     monitor_ttrpc::{Monitor, create_monitor},
     parcel::Parcels,
 };
@@ -51,6 +51,19 @@ impl Monitor for Fake {
         }
         *attached = Some(descriptor);
         Ok(Empty::new())
+    }
+
+    async fn metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<MetricsResponse> {
+        let mut counter = Counter::new();
+        counter.name = "log_bytes".to_owned();
+        counter.value = 7;
+        let mut device = Device::new();
+        device.name = SLOT.to_owned();
+        device.queues = vec![Queue::new(); 300];
+        device.counters.push(counter);
+        let mut response = MetricsResponse::new();
+        response.devices = vec![device; 30];
+        Ok(response)
     }
 
     async fn detach(&self, _: &TtrpcContext, request: DetachRequest) -> ttrpc::Result<Empty> {
@@ -182,6 +195,24 @@ async fn one_who_was_left_at_the_port_is_taken_out() {
     let (forgotten, _) = Pair::pair().unwrap();
     *rig.fake.attached.lock().unwrap() = Some(forgotten.into());
     rig.ask().await.unwrap();
+}
+
+#[tokio::test]
+async fn metrics_are_told_while_somebody_has_the_port() {
+    let rig = rig(true).await;
+    let _held = rig.ask().await.unwrap();
+    // More than a socket holds at once.
+    let path = rig.dir.path().join("monitor.sock");
+    let (mut stream, given) = ask(&path, Wish::Metrics).await.unwrap();
+    assert!(given.is_none());
+    let mut json = Vec::new();
+    stream.read_to_end(&mut json).await.unwrap();
+    let metrics: Metrics = serde_json::from_slice(&json).unwrap();
+    assert_eq!(
+        (metrics.devices.len(), metrics.devices[29].queues.len()),
+        (30, 300)
+    );
+    assert_eq!(metrics.devices[29].counters["log_bytes"], 7);
 }
 
 #[tokio::test]
