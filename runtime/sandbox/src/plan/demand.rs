@@ -71,7 +71,29 @@ impl Demand {
         if let Some(cpu) = resources.cpu() {
             self.set_cpu(cpu);
         }
+        // Files of the cgroup by name, written last. One that the guest's kernel will refuse asks for nothing.
+        let file = |name: &str| resources.unified().as_ref()?.get(name);
+        if let Some(limit) = file("memory.max").and_then(|text| amount(text, bytes)) {
+            self.memory_bytes = limit;
+        }
+        if let Some(text) = file("cpu.max") {
+            self.set_cpu_max(text);
+        }
         self
+    }
+
+    /// `QUOTA` or `QUOTA PERIOD`, in microseconds (Documentation/admin-guide/cgroup-v2.rst).
+    fn set_cpu_max(&mut self, text: &str) {
+        let mut words = text.split_whitespace();
+        let quota = words.next().and_then(|word| amount(word, plain));
+        let period = words.next().map(plain);
+        match (quota, period, words.next()) {
+            (Some(quota), None, None) => self.quota = quota,
+            (Some(quota), Some(Some(period)), None) => {
+                (self.quota, self.period) = (quota, Some(period));
+            }
+            _ => {}
+        }
     }
 
     fn set_cpu(&mut self, cpu: &LinuxCpu) {
@@ -123,6 +145,30 @@ impl Demand {
         // Nothing of a quota gets lost in the rounding: it needs a CPU.
         parts.div_euclid(period.max(1)).max(parts.min(1))
     }
+}
+
+/// A limit in a file of a cgroup: `max` is none.
+fn amount(text: &str, number: fn(&str) -> Option<u64>) -> Option<Option<u64>> {
+    match text.trim() {
+        "max" => Some(None),
+        text => number(text).map(Some),
+    }
+}
+
+fn plain(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|number| *number != 0)
+}
+
+/// With the suffixes that the kernel takes (lib/cmdline.c, `memparse`).
+fn bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.char_indices().next_back()? {
+        (at, 'k' | 'K') => (text.get(..at)?, 10),
+        (at, 'm' | 'M') => (text.get(..at)?, 20),
+        (at, 'g' | 'G') => (text.get(..at)?, 30),
+        (at, 't' | 'T') => (text.get(..at)?, 40),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// The sum of demands: CPUs, and MiB of memory, each rounded up.

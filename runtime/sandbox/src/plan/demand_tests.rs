@@ -32,6 +32,10 @@ fn memory(limit: i64) -> serde_json::Value {
     json!({"memory": {"limit": limit}})
 }
 
+fn file(name: &str, value: &str) -> serde_json::Value {
+    json!({"unified": {name: value}})
+}
+
 #[rstest]
 #[case::nothing(vec![], (1, 512))]
 #[case::no_limits(vec![json!({}), json!({})], (1, 512))]
@@ -45,6 +49,16 @@ fn memory(limit: i64) -> serde_json::Value {
 #[case::sums(vec![memory(1 << 30), memory(1), memory(1 << 20)], (1, 512 + 1024 + 2))]
 #[case::beyond(vec![cpu(900_000, 100_000), memory(1 << 40)], (4, 4608))]
 #[case::far_beyond(vec![cpu(i64::MAX, 1), cpu(i64::MAX, 1), memory(i64::MAX), memory(i64::MAX)], (4, 4608))]
+#[case::by_file(vec![file("cpu.max", "250000 100000"), file("memory.max", "1073741824")], (3, 1536))]
+#[case::by_file_with_suffixes(vec![file("memory.max", "1G"), file("memory.max", "1024k\n")], (1, 1537))]
+#[case::a_file_counts_more(vec![json!({"cpu": {"quota": 100_000}, "unified": {"cpu.max": "200000"}})], (2, 512))]
+#[case::a_file_ends_a_limit(vec![json!({"memory": {"limit": 1 << 30}, "unified": {"memory.max": "max"}})], (1, 512))]
+#[case::no_file_of_a_kernel(
+    vec![file("cpu.max", "max 100000"), file("cpu.max", "9 9 9"), file("cpu.max", "900000 0"),
+        file("cpu.max", ""), file("memory.max", "G"), file("memory.max", "-1"),
+        file("memory.max", "18446744073709551615T"), file("memory.max", "1\u{e9}")],
+    (1, 512)
+)]
 fn the_sum_makes_the_size(
     #[case] containers: Vec<serde_json::Value>,
     #[case] (cpus, memory_mib): (u32, u64),
