@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::fs::FileExt, time::Instant};
 
 use isopod_devices::blk::{Blk, BlkConfig, Disk, Engine};
 use isopod_virtio::{
-    feature,
+    Device, feature,
     testing::{Buffer, DriverQueue, GuestRam, MmioDriver},
 };
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
@@ -13,9 +13,15 @@ use crate::TIME;
 
 const DISK: u64 = 256 << 20;
 const SECTOR: u64 = 512;
+/// Of the driver.
+pub const RAM: u64 = 64 << 20;
 
 fn file() -> File {
-    let file = tempfile::tempfile_in("/dev/shm").expect("a file");
+    filled(tempfile::tempfile_in("/dev/shm").expect("a file"))
+}
+
+/// A disk's content, all of it in memory.
+pub fn filled(file: File) -> File {
     let block = vec![0x5a; 1 << 20];
     for at in (0..DISK).step_by(1 << 20) {
         file.write_all_at(&block, at).expect("room in memory");
@@ -83,7 +89,12 @@ impl Rig {
         .expect("a slot");
         let disk = Disk::new(file()).expect("a disk");
         blk.insert(disk).expect("empty");
-        let (mut driver, _) = MmioDriver::attach_to(GuestRam::new(64 << 20), blk);
+        Self::of(GuestRam::new(RAM), blk)
+    }
+
+    /// Another disk device, for a driver with this memory.
+    pub fn of(ram: GuestRam, device: impl Device) -> Self {
+        let (mut driver, _) = MmioDriver::attach_to(ram, device);
         let queue = driver.start(feature::EVENT_IDX, &[256]).remove(0);
         let places = (0..32).map(|_| driver.ram.allocate((128 << 10) + 4096));
         let places = places.collect();

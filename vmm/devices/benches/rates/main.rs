@@ -1,13 +1,14 @@
 //! What `blk` and `net` do in a second, and how long one request takes, with a guest driver in this
 //! process: the device's thread, its rings and the system calls are as in a monitor; a guest's own
 //! instructions and its exits are not in the figures. Beside each is what this host does with the same
-//! file or wire by system calls alone.
+//! file or wire by system calls alone, and beside `blk` what QEMU's device does for the same driver.
 //!
 //! Run by `cargo bench -p isopod-devices` and by `make bench BENCH=devices`, which wants `--json`: a line
 //! for each figure.
 
 mod card;
 mod disk;
+mod peer;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use crate::{
     card::{Card, Wire},
     disk::{Host, Rig},
+    peer::Peer,
 };
 
 /// For each figure.
@@ -28,12 +30,12 @@ const LARGE: u32 = 128 << 10;
 /// A full packet of an Ethernet, and one that the guest's kernel left whole.
 const PACKETS: [(usize, &str); 2] = [(1500, "1500 bytes"), (60 << 10, "60 KiB")];
 
-/// A figure of the device's and the host's own.
+/// A figure of the device's, and the same of others.
 struct Figure {
     name: String,
     unit: &'static str,
     device: f64,
-    host: (&'static str, f64),
+    others: Vec<(&'static str, f64)>,
 }
 
 fn main() {
@@ -49,14 +51,16 @@ fn main() {
             name,
             unit,
             device,
-            host: (other, host),
+            others,
         } = figure;
-        if json {
-            let other = json!({ "name": other, "figure": host });
-            let line = json!({ "name": name, "unit": unit, "isopod": device, "other": other });
-            println!("{line}");
-        } else {
-            println!("{name:<36} {device:>10.1} {unit:<10} {other} {host:.1}");
+        for (other, figure) in others {
+            if json {
+                let other = json!({ "name": other, "figure": figure });
+                let line = json!({ "name": name, "unit": unit, "isopod": device, "other": other });
+                println!("{line}");
+            } else {
+                println!("{name:<42} {device:>10.1} {unit:<10} {other} {figure:.1}");
+            }
         }
     };
     disks().into_iter().for_each(tell);
@@ -70,33 +74,47 @@ fn disks() -> Vec<Figure> {
     let large = [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT].map(|kind| per_second(kind, LARGE));
     let rate = |requests: f64| requests * f64::from(LARGE) / MIB;
     let mut figures = Vec::new();
-    for (engine, name) in [
-        (Engine::OneByOne, "blk"),
-        (Engine::SideBySide, "blk by io_uring"),
+    for (engine, name, aio) in [
+        (Engine::OneByOne, "blk", "threads"),
+        (Engine::SideBySide, "blk by io_uring", "io_uring"),
     ] {
         let mut disk = Rig::new(engine);
+        let mut peer = Peer::start(aio);
+        // The two take turns, so that a busy moment meets both.
+        let mut both = |kind, bytes, depth, host, scale: &dyn Fn(f64) -> f64| {
+            let device = scale(disk.run(kind, bytes, depth));
+            let peer = peer.as_mut().map(|peer| peer.rig.run(kind, bytes, depth));
+            let peer = peer.map(|peer| ("qemu-storage-daemon", scale(peer)));
+            (device, [host].into_iter().chain(peer).collect())
+        };
+        let latency = |rate: f64| 1e6 / rate;
+        let host = ("pread", latency(small));
+        let (device, others) = both(VIRTIO_BLK_T_IN, SMALL, 1, host, &latency);
         figures.push(Figure {
             name: format!("{name}, read 4 KiB"),
             unit: "us",
-            device: 1e6 / disk.run(VIRTIO_BLK_T_IN, SMALL, 1),
-            host: ("pread", 1e6 / small),
+            device,
+            others,
         });
+        let host = ("pread", small);
+        let (device, others) = both(VIRTIO_BLK_T_IN, SMALL, 32, host, &|rate| rate);
         figures.push(Figure {
             name: format!("{name}, read 4 KiB, 32 at a time"),
             unit: "reads/s",
-            device: disk.run(VIRTIO_BLK_T_IN, SMALL, 32),
-            host: ("pread", small),
+            device,
+            others,
         });
         let kinds = [
             (VIRTIO_BLK_T_IN, "read", "pread"),
             (VIRTIO_BLK_T_OUT, "write", "pwrite"),
         ];
         for ((kind, what, call), large) in kinds.into_iter().zip(large) {
+            let (device, others) = both(kind, LARGE, 8, (call, rate(large)), &rate);
             figures.push(Figure {
                 name: format!("{name}, {what} 128 KiB, 8 at a time"),
                 unit: "MiB/s",
-                device: rate(disk.run(kind, LARGE, 8)),
-                host: (call, rate(large)),
+                device,
+                others,
             });
         }
     }
@@ -109,14 +127,14 @@ fn cards() -> Vec<Figure> {
         name: "net, there and back".to_owned(),
         unit: "us",
         device: card.round_trip() * 1e6,
-        host: ("write, read", Wire::new().round_trip() * 1e6),
+        others: vec![("write, read", Wire::new().round_trip() * 1e6)],
     }];
     for (bytes, name) in PACKETS {
         figures.push(Figure {
             name: format!("net, send {name}"),
             unit: "packets/s",
             device: card.send(bytes),
-            host: ("write, read", Wire::new().send(bytes)),
+            others: vec![("write, read", Wire::new().send(bytes))],
         });
     }
     figures
