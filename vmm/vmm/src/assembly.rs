@@ -1,36 +1,33 @@
 //! Which devices a machine has, in which slots. The order is fixed: the guest's names for them follow
-//! from it.
+//! from it. Everything is open already ([`Parts`]), because the jail comes before.
 //!
 //! ```text
-//!   root (pmem or blk), rng, [fs], [vsock], [console], [balloon], [mem], blk-0 .., net-0 ..
+//!   root (pmem or blk), [pmem-0 ..], rng, [fs], [vsock], [console], [balloon], [mem], blk-0 .., net-0 ..
 //! ```
-//!
-//! Everything is open already, because the jail comes before.
 
-use std::{fs::File, io, io::Write, ops::Range, os::fd::OwnedFd, os::unix::net::UnixStream};
+use std::{fs::File, io, ops::Range};
 
-use isopod_config::{CpuConfig, FsConfig, MemoryConfig, ProtocolConfig, RootConfig, VsockConfig};
+use isopod_config::{ProtocolConfig, RootConfig};
 use isopod_devices::{
     balloon::Balloon,
     blk::{Blk, BlkConfig, BlkError, Disk, DiskError, Engine},
-    console::{Console, Peer},
+    console::Console,
     mem::{self, Backing, Mem, MemConfig, MemError},
-    net::{Net, NetConfig, NetError},
+    net::{Net, NetError},
     pmem::{Pmem, PmemError},
     rng::Rng,
     vhost_user::{PATIENCE, VhostUser, VhostUserConfig, VhostUserError, Watchdog},
-    vsock::VsockDevice,
 };
 use isopod_machine::{
-    BootProtocol, Builder, Host, HotplugMemory, Kernel, Machine, MachineConfig, MachineError,
-    Prepare, Region, Sharing,
+    BootProtocol, Builder, HotplugMemory, Kernel, Machine, MachineConfig, MachineError, Prepare,
+    Region, Sharing,
 };
 
 use isopod_vmm::filter::Kind;
 
 use crate::{
+    parts::{Begin, DiskSlot, NetSlot, Parts, Served, Vsock},
     slots::{self, Slots, disk_name, net_name},
-    snapshot::Saved,
 };
 
 /// Descriptors of the vsock device's queues, as `isopod-fs` serves them.
@@ -55,8 +52,8 @@ pub enum AssemblyError {
     /// The image's device.
     #[error("the guest image: {0}")]
     Image(#[from] BlkError),
-    /// The image as memory.
-    #[error("the guest image: {0}")]
+    /// The image, or another file, as memory.
+    #[error("a file as memory: {0}")]
     Pmem(#[from] PmemError),
     /// The image itself.
     #[error("the guest image: {0}")]
@@ -99,93 +96,6 @@ pub enum AssemblyError {
     Tag(String),
 }
 
-/// A device that another process serves, at the end of a connection.
-pub struct Served<C> {
-    /// What it is.
-    pub config: C,
-    /// To the process.
-    pub connection: UnixStream,
-}
-
-/// Who serves the vsock device.
-pub enum Vsock {
-    /// Another process.
-    Served(Served<VsockConfig>),
-    /// This one.
-    Here(Box<VsockDevice>),
-}
-
-/// Where the guest's messages go.
-pub struct Messages {
-    /// Those of the serial port.
-    pub serial: Box<dyn Write + Send>,
-    /// Those of the console device, which keeps the last of them in any case; none: there is no such
-    /// device.
-    pub console: Option<Peer>,
-    /// Whether the kernel's log moves from the serial port to that device.
-    pub log_moves: bool,
-}
-
-/// A disk's slot and what is in it.
-pub struct DiskSlot {
-    /// The slot.
-    pub config: BlkConfig,
-    /// The disk.
-    pub disk: Option<Disk>,
-}
-
-/// A network card's slot and what is in it.
-pub struct NetSlot {
-    /// The slot.
-    pub config: NetConfig,
-    /// One tap device's queues, or none.
-    pub taps: Vec<OwnedFd>,
-}
-
-/// Where a guest begins.
-pub enum Begin {
-    /// At the first instruction of an uncompressed kernel, which is entered so.
-    Kernel(File, ProtocolConfig),
-    /// Where another machine was saved.
-    Saved(Box<Saved>),
-}
-
-/// All that a machine is made of: opened, because the jail comes before.
-pub struct Parts {
-    /// `/dev/kvm`.
-    pub kvm: OwnedFd,
-    /// Where the guest begins.
-    pub begin: Begin,
-    /// An EROFS image.
-    pub image: File,
-    /// How the guest gets it.
-    pub root: RootConfig,
-    /// Processors.
-    pub cpus: CpuConfig,
-    /// Of these may run from the boot on.
-    pub granted_cpus: u32,
-    /// RAM.
-    pub memory: MemoryConfig,
-    /// MiB that can be added.
-    pub hotplug_mib: u64,
-    /// What the host is.
-    pub host: Host,
-    /// The kernel's parameters, beside those of this machine.
-    pub parameters: Vec<String>,
-    /// The shared directory.
-    pub fs: Option<Served<FsConfig>>,
-    /// The channel to the agent.
-    pub vsock: Option<Vsock>,
-    /// What the guest prints.
-    pub messages: Messages,
-    /// Whether there is a balloon.
-    pub balloon: bool,
-    /// Disks.
-    pub disks: Vec<DiskSlot>,
-    /// Network cards.
-    pub nets: Vec<NetSlot>,
-}
-
 /// What the threads of a machine do first.
 pub struct Prepares {
     /// Those of processors.
@@ -211,6 +121,7 @@ pub fn assemble(
         begin,
         image,
         root,
+        files,
         cpus,
         granted_cpus,
         memory,
@@ -251,6 +162,9 @@ pub fn assemble(
     let watchdog =
         Watchdog::start(PATIENCE, first(&prepares.watchdog)).map_err(AssemblyError::Watchdog)?;
     let mut words = vec![attach_root(&mut builder, root, image, &started)?.to_owned()];
+    for (index, file) in files.iter().enumerate() {
+        attach_file(&mut builder, &format!("pmem-{index}"), file, &started)?;
+    }
     builder.attach("rng", Rng::default(), started(Kind::Plain))?;
     if let Some(Served { config, connection }) = fs {
         let front =
@@ -312,9 +226,8 @@ pub fn assemble(
         slots.nets.push(net);
     }
     let console = messages.serial;
-    let vcpu = &prepares.vcpu;
     let machine = match begin {
-        Begin::Saved(saved) => builder.restore(saved.state, console, vcpu, on_end)?,
+        Begin::Saved(saved) => builder.restore(saved.state, console, &prepares.vcpu, on_end)?,
         Begin::Kernel(mut file, protocol) => {
             words.extend(parameters);
             let kernel = Kernel {
@@ -325,7 +238,7 @@ pub fn assemble(
                 },
                 parameters: &words.join(" "),
             };
-            builder.boot(kernel, console, vcpu, on_end)?
+            builder.boot(kernel, console, &prepares.vcpu, on_end)?
         }
     };
     Ok((machine, slots))
@@ -340,9 +253,7 @@ fn attach_root<P: FnOnce() + Send + 'static>(
 ) -> Result<&'static str, AssemblyError> {
     match root {
         RootConfig::Pmem => {
-            let Region { start, bytes } = builder.show_file(&image)?;
-            let pmem = Pmem::new(start, bytes)?;
-            builder.attach("pmem-root", pmem, started(Kind::Plain))?;
+            attach_file(builder, "pmem-root", &image, started)?;
             Ok(PMEM_ROOT)
         }
         RootConfig::Blk => {
@@ -356,6 +267,18 @@ fn attach_root<P: FnOnce() + Send + 'static>(
             Ok(BLK_ROOT)
         }
     }
+}
+
+/// A file as memory.
+fn attach_file<P: FnOnce() + Send + 'static>(
+    builder: &mut Builder,
+    name: &str,
+    file: &File,
+    started: &impl Fn(Kind) -> P,
+) -> Result<(), AssemblyError> {
+    let Region { start, bytes } = builder.show_file(file)?;
+    builder.attach(name, Pmem::new(start, bytes)?, started(Kind::Plain))?;
+    Ok(())
 }
 
 /// Shows the guest chunks of memory as their blocks are plugged.

@@ -25,7 +25,7 @@ use isopod_jail::inherited;
 use isopod_machine::Host;
 
 use crate::{
-    assembly::{Begin, DiskSlot, Messages, NetSlot, Parts, Served, Vsock},
+    parts::{Begin, DiskSlot, Messages, NetSlot, Parts, Served, Vsock},
     snapshot::Saved,
 };
 
@@ -70,6 +70,7 @@ pub fn parts(config: &MonitorConfig) -> anyhow::Result<Parts> {
         begin,
         image: File::from(inherited::claim(descriptors.image)?),
         root: config.root,
+        files: Vec::new(),
         cpus: config.cpus,
         granted_cpus: config.cpus.boot,
         memory: config.memory,

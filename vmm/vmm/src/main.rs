@@ -19,6 +19,7 @@ mod assembly;
 mod by_hand;
 mod claim;
 mod control;
+mod parts;
 mod process;
 mod slots;
 mod snapshot;

@@ -20,7 +20,7 @@ use isopod_devices::{
     vsock::{VsockConfig, VsockDevice},
 };
 
-use crate::assembly::{DiskSlot, NetSlot, Served, Vsock};
+use crate::parts::{DiskSlot, NetSlot, Served, Vsock};
 
 /// Of the vsock device: the first that a guest may have.
 const GUEST_CID: u32 = 3;

@@ -3,6 +3,7 @@
 
 mod devices;
 mod saving;
+mod signals;
 
 use std::{
     fs::File,
@@ -17,7 +18,11 @@ use isopod_config::{CpuConfig, MemoryConfig, ProtocolConfig, RootConfig};
 use isopod_hypervisor::{Hypervisor, Supervisor, Vm};
 use isopod_machine::{End, Host, Machine};
 
-use crate::assembly::{Begin, Messages, Parts, Prepares, assemble};
+use crate::{
+    assembly::{Prepares, assemble},
+    parts::{Begin, Messages, Parts},
+};
+use signals::{Asked, Heard, Word};
 
 /// Boot a kernel by hand, without a jail, for debugging.
 ///
@@ -52,7 +57,7 @@ pub struct Run {
     #[arg(long, default_value_t = 128)]
     memory: u64,
     /// MiB that memory can grow to (virtio-mem); a multiple of 128 above --memory. All of what can be
-    /// added is asked for at once.
+    /// added is asked for at once; SIGUSR1 asks for all of it back, SIGUSR2 gives it again.
     #[arg(long)]
     memory_max: Option<u64>,
     /// Give the guest a balloon, which returns free pages to the host; with a number, so many MiB of its
@@ -78,6 +83,9 @@ pub struct Run {
     /// by side. May be given again.
     #[arg(long, value_name = "PATH[,ro][,ring]")]
     disk: Vec<String>,
+    /// A file shown as memory that the guest cannot write, of a multiple of 2 MiB. May be given again.
+    #[arg(long, value_name = "PATH")]
+    pmem: Vec<PathBuf>,
     /// A network card at the tap device of this name, which is made if there is none. May be given again.
     #[arg(long, value_name = "NAME")]
     tap: Vec<String>,
@@ -194,6 +202,7 @@ pub fn run(run: Run) -> anyhow::Result<()> {
             Root::Pmem => RootConfig::Pmem,
             Root::Blk => RootConfig::Blk,
         },
+        files: run.pmem.iter().map(open).collect::<Result<_, _>>()?,
         cpus: CpuConfig {
             boot: run.online.unwrap_or(run.cpus),
             max: run.cpus,
@@ -231,21 +240,32 @@ pub fn run(run: Run) -> anyhow::Result<()> {
         watchdog: Arc::new(|| Ok(())),
     };
     // Signals are caught from here on, so that none is lost.
-    let mut asked = saving::Asked::new(files.is_some())?;
+    let mut asked = Asked::new(Heard {
+        save: files.is_some(),
+        memory: hotplug_mib > 0,
+    })?;
     let on_end = asked.on_end();
     let (mut machine, slots) = assemble(parts, &unconfined, on_end)?;
     let asked_for = |mib: u64| (mib > 0).then_some(mib);
     slots.resize(asked_for(hotplug_mib), run.balloon.and_then(asked_for))?;
     eprintln!("isopod-vmm: ready after {} ms", start.elapsed().as_millis());
     machine.resume()?;
-    if let (saving::Why::Signal, Some(files)) = (asked.wait(), &files) {
-        machine.pause()?;
-        let written = files.save(&machine)?;
-        eprintln!(
-            "isopod-vmm: saved {} KiB of memory, {} of state",
-            written.memory >> 10,
-            written.state >> 10
-        );
+    loop {
+        match (asked.next(), &files) {
+            (Word::TakeMemory, _) => slots.resize(Some(0), None)?,
+            (Word::GiveMemory, _) => slots.resize(Some(hotplug_mib), None)?,
+            (Word::Save, Some(files)) => {
+                machine.pause()?;
+                let written = files.save(&machine)?;
+                eprintln!(
+                    "isopod-vmm: saved {} KiB of memory, {} of state",
+                    written.memory >> 10,
+                    written.state >> 10
+                );
+                break;
+            }
+            (Word::Save, None) | (Word::Ended, _) => break,
+        }
     }
     let ran = start.elapsed();
     let end = machine.stop()?;

@@ -4,15 +4,9 @@ use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::Arc,
 };
 
 use anyhow::{Context, ensure};
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
-};
 
 use crate::snapshot::{Files, Saved};
 
@@ -51,74 +45,4 @@ pub fn make(directory: &Path, restored: Option<&Path>) -> anyhow::Result<Files> 
 fn same_directory(one: &Path, other: &Path) -> std::io::Result<bool> {
     let id = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino()));
     Ok(id(one)? == id(other)?)
-}
-
-/// Why a machine is at its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// The guest's doing.
-    Guest,
-    /// SIGINT or SIGTERM.
-    Signal,
-}
-
-/// Waits for a machine's end, or for signals that ask for it.
-pub struct Asked {
-    runtime: Runtime,
-    /// SIGINT and SIGTERM, if they are caught.
-    signals: Option<[Signal; 2]>,
-    ended: Arc<Notify>,
-}
-
-impl Asked {
-    /// Catches signals if that is wanted.
-    pub fn new(signals: bool) -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .context("start a runtime")?;
-        let guard = runtime.enter();
-        let catch = |kind| signal(kind).context("catch a signal");
-        let signals = match signals {
-            true => Some([
-                catch(SignalKind::interrupt())?,
-                catch(SignalKind::terminate())?,
-            ]),
-            false => None,
-        };
-        drop(guard);
-        Ok(Self {
-            runtime,
-            signals,
-            ended: Arc::default(),
-        })
-    }
-
-    /// To be called when the guest runs no further.
-    pub fn on_end(&self) -> Box<dyn FnOnce() + Send> {
-        let ended = Arc::clone(&self.ended);
-        Box::new(move || ended.notify_one())
-    }
-
-    /// Why the machine is at its end, when it is.
-    pub fn wait(&mut self) -> Why {
-        let Self {
-            runtime,
-            signals,
-            ended,
-        } = self;
-        runtime.block_on(async {
-            match signals {
-                None => ended.notified().await,
-                Some([interrupt, terminate]) => tokio::select! {
-                    // A guest that has ended cannot be saved.
-                    biased;
-                    () = ended.notified() => {}
-                    _ = interrupt.recv() => return Why::Signal,
-                    _ = terminate.recv() => return Why::Signal,
-                },
-            }
-            Why::Guest
-        })
-    }
 }
