@@ -1,13 +1,14 @@
 //! `isopod debug`: an operator's look into a running pod.
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
-use isopod_tests::{Bed, Case, Finished, Need, check_contains, process};
+use anyhow::{Context, Result, ensure};
+use isopod_tests::{Background, Bed, Case, Finished, Need, check_contains, check_eq, process};
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -33,9 +34,10 @@ fn ask(bed: &Bed, pod: &str, question: &[&str]) -> Result<Finished> {
 fn tells(bed: &Bed) -> Result<()> {
     bed.settings.borrow_mut().set("debug", "console", true);
     let container = bed.container().named("looked-at").sleeping()?;
-    let name = format!("{}/looked-at", bed.namespace);
+    let pod = bed.pod_of("looked-at");
+    let name = format!("{}/{pod}", bed.namespace);
 
-    let containers = ask(bed, "looked-at", &["containers"])?.ok()?.out();
+    let containers = ask(bed, &pod, &["containers"])?.ok()?.out();
     let line = containers.lines().find(|line| line.ends_with("looked-at"));
     ensure!(
         line.is_some_and(|line| line.starts_with("running")),
@@ -76,7 +78,50 @@ fn tells(bed: &Bed) -> Result<()> {
     let nobody = ask(bed, "nobody", &["memory"])?;
     ensure!(nobody.code != 0, "{nobody:?}");
     check_contains!(nobody.err(), "isopod list");
+    if let Some(dir) = pod_with_a_port()? {
+        by_the_port(bed, &name, &dir).context("by the console's port")?;
+    }
     container.end()
+}
+
+/// Where pods are.
+const STATE: &str = "/run/isopod";
+
+/// The directory of the pod whose machine has a console. (The bed has a /run of its own.)
+fn pod_with_a_port() -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(STATE)? {
+        let dir = entry?.path();
+        if dir.join("monitor.sock").exists() {
+            return Ok(Some(dir));
+        }
+    }
+    Ok(None)
+}
+
+/// The port serves one, again and again, and does not need the pod's vsock.
+fn by_the_port(bed: &Bed, name: &str, dir: &Path) -> Result<()> {
+    let (vsock, hidden) = (dir.join("vsock.sock"), dir.join("vsock.hidden"));
+    fs::rename(&vsock, &hidden)?;
+    let looked = || -> Result<()> {
+        let mut command = isopod(bed);
+        command.args(["debug", name]);
+        let mut first = Background::start(&mut command)?;
+        first.write(b"memory\n")?;
+        first.line(LIMIT, |line| line.contains("MemTotal"))?;
+        let second = ask(bed, name, &["memory"])?;
+        ensure!(second.code != 0, "{second:?}");
+        check_contains!(second.err(), "somebody else looks into pod");
+        first.close_stdin();
+        check_eq!(first.finish(LIMIT)?, 0, "the first one's end");
+        // Its place is given back when its end is seen.
+        process::eventually("the port is free", LIMIT, || {
+            let third = ask(bed, name, &["memory"])?;
+            Ok((third.code == 0 && third.out().contains("MemTotal")).then_some(()))
+        })
+    };
+    let looked = looked();
+    fs::rename(&hidden, &vsock)?;
+    looked
 }
 
 fn off(bed: &Bed) -> Result<()> {

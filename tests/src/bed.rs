@@ -294,6 +294,12 @@ impl Bed {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// The pod that a container of that name is in: the bed's, or its own.
+    pub fn pod_of(&self, container: &str) -> String {
+        let pod = self.pod.borrow();
+        pod.clone().unwrap_or_else(|| container.to_owned())
+    }
+
     /// Annotations by which a container joins the bed's pod, as Kubernetes gives them.
     pub(crate) fn pod_arguments(&self) -> Vec<String> {
         let pod = self.pod.borrow();
