@@ -86,8 +86,9 @@ fn hotplug_mib(plan: &PodPlan, found: Found) -> u64 {
 fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
     let vm = &plan.vm;
     // Where supervisor mode is interpreted every driver costs a boot seconds, and that of the image as
-    // memory works on the second processor beside the boot, which was seen to stall there: guests have
-    // the least.
+    // memory works on the second processor beside the boot. That stalled once, before guests were kept
+    // from hypercalls that do not return there; two boots since did not, which is too few to tell: guests
+    // have the least.
     let mut slots = SlotsConfig {
         console: plan.settings.debug.console,
         ..SlotsConfig::default()
