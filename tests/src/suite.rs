@@ -84,7 +84,8 @@ impl Suite {
         let mut arguments = Arguments::from_args();
         if arguments.test_threads.is_none() {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            arguments.test_threads = Some(cores.clamp(2, 8));
+            // A case waits for half of its time or more: for containerd, for a boot, for its own clock.
+            arguments.test_threads = Some((cores + cores.div_ceil(2)).clamp(2, 8));
         }
         let machine = Machine::find();
         let wanted = |Found {
