@@ -15,6 +15,8 @@ GUEST_DIR  := $(TARGET_DIR)/guest-artifacts
 TRIPLE     := x86_64-unknown-linux-gnu
 AGENT      := $(TARGET_DIR)/guest/$(TRIPLE)/guest/isopod-agent
 
+PROGRAMS := containerd-shim-isopod-v2 isopod isopod-fs isopod-vmm isopod-jail
+
 # What the build, the guest kernel and the tests need beyond Rust, as Debian packages.
 PACKAGES := bc bison busybox-static ca-certificates containerd cpio e2fsprogs erofs-utils flex gcc iproute2 \
             libc6-dev libelf-dev linux-source-6.12 make mount patch perl qemu-system-common \
@@ -26,14 +28,14 @@ export ISOPOD_IMAGE   := $(abspath $(GUEST_DIR)/guest.erofs)
 export ISOPOD_SELFTEST_IMAGE := $(abspath $(GUEST_DIR)/selftest.erofs)
 export ISOPOD_ENGINE  := $(ENGINE)
 
-.PHONY: help deps build host agent kernel image guest selftest newer-containerd demo test lint bench install clean
+.PHONY: help deps build host agent kernel image guest selftest newer-containerd demo test test-programs lint bench install clean
 
 help:
 	@echo 'make demo [ENGINE=auto|kvm|qemu]   run an OCI image in a virtual machine of its own, with private containerd'
 	@echo 'make test [TESTS=name]         every test, or the end-to-end tests whose names contain TESTS'
 	@echo '                               (TESTS=kvm-smoke: those that run on the monitor, too)'
 	@echo 'make build                     host binaries, guest kernel, guest image'
-	@echo 'make install [DESTDIR=] [PREFIX=/usr/local]'
+	@echo 'make install [DESTDIR=] [PREFIX=/usr/local]   what make build has built; as root'
 	@echo 'make bench                     performance tables; JSON in $(TARGET_DIR)/bench'
 	@echo 'make lint                      rustfmt, clippy, house rules, cargo deny'
 	@echo 'make deps                      install missing Debian packages'
@@ -50,7 +52,9 @@ deps:
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
 	fi
 
-build: host guest
+# Side by side: each spends its last third linking on one processor.
+build: deps
+	$(MAKE) --no-print-directory -j host guest
 
 host: deps
 	cargo build --locked --profile $(PROFILE) --workspace --exclude isopod-agent --exclude isopod-tests --exclude isopod-xtask
@@ -85,10 +89,15 @@ demo: build
 newer-containerd: deps
 	tests/newer-containerd $(TARGET_DIR)/newer-containerd || echo 'cases that need it will be skipped'
 
-test: build selftest newer-containerd
+# All that is to be built first, side by side; then nothing is built beside a test.
+test: deps
+	$(MAKE) --no-print-directory -j host guest selftest newer-containerd test-programs
 	guest-kernel/test $(GUEST_DIR)/config
 	rootfs-builder/test $(AGENT)
 	cargo xtask test $(TESTS)
+
+test-programs: deps
+	cargo xtask test --no-run $(TESTS)
 
 bench: build
 	cargo run --quiet --locked --profile $(PROFILE) --package isopod-tests --bin isopod-bench -- $(BENCH)
@@ -100,12 +109,21 @@ lint:
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 	else echo 'cargo deny is not installed: licences of dependencies were not checked (cargo install --locked cargo-deny)'; fi
 
-install: build
+# Where things lie is the built-in default, a comment in the settings, only below /usr/local.
+ifneq ($(PREFIX),/usr/local)
+PLACES := s|^\#\(.*"\)/usr/local/|\1$(PREFIX)/|
+endif
+
+# What `make build` has built: under sudo there may be no Rust to build it with.
+install:
+	@for file in $(addprefix $(BIN_DIR)/,$(PROGRAMS)) $(GUEST_DIR)/vmlinux $(GUEST_DIR)/guest.erofs; do \
+	  [ -e $$file ] || { echo "$$file is not there: run  make build"; exit 1; }; \
+	done
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/isopod $(DESTDIR)$(PREFIX)/share/isopod $(DESTDIR)/etc/isopod
 	install -m 755 $(BIN_DIR)/containerd-shim-isopod-v2 $(BIN_DIR)/isopod $(DESTDIR)$(PREFIX)/bin/
 	install -m 755 $(BIN_DIR)/isopod-fs $(BIN_DIR)/isopod-vmm $(BIN_DIR)/isopod-jail $(DESTDIR)$(PREFIX)/libexec/isopod/
 	install -m 644 $(GUEST_DIR)/vmlinux $(GUEST_DIR)/guest.erofs $(DESTDIR)$(PREFIX)/share/isopod/
-	[ -e $(DESTDIR)/etc/isopod/isopod.toml ] || sed 's|/usr/local/|$(PREFIX)/|g' runtime/settings/isopod.toml > $(DESTDIR)/etc/isopod/isopod.toml
+	[ -e $(DESTDIR)/etc/isopod/isopod.toml ] || sed '$(PLACES)' runtime/settings/isopod.toml > $(DESTDIR)/etc/isopod/isopod.toml
 
 clean:
 	cargo clean

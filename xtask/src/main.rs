@@ -17,7 +17,8 @@ Development commands of isopod.
   cargo xtask rules             check the house rules: layering, unsafe, file size, names, licences
   cargo xtask test [ARGS...]    run the unit tests and the end-to-end suites, ending in
                                 `N passed, N failed, N skipped`; ARGS filter the end-to-end tests
-                                by name; --unit or --e2e runs only that half
+                                by name; --unit or --e2e runs only that half, --no-run only
+                                builds them
   cargo xtask help              this text
 
 Usually called through make: `make lint`, `make test`.";
