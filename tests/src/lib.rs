@@ -15,6 +15,7 @@ pub mod case;
 pub mod container;
 pub mod containerd;
 pub mod events;
+pub mod file_server;
 pub mod image;
 pub mod leftovers;
 pub mod machine;

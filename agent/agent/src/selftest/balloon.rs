@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{SelfTestError, balloon_pages, expect, system};
+use super::{SelfTestError, expect, number, system};
 
 /// Until it has its size: an interpreted kernel takes some milliseconds a page on a busy host.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -25,7 +25,7 @@ fn pages() -> Result<i64, SelfTestError> {
 
 /// Waits until it has the size that the host asks for.
 pub(super) fn size() -> Result<String, SelfTestError> {
-    let wanted = balloon_pages();
+    let wanted = i64::try_from(number("isopod.selftest.balloon=")).unwrap_or(i64::MAX);
     let began = Instant::now();
     loop {
         let found = pages()?;

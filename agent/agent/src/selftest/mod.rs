@@ -7,9 +7,11 @@
 //! ```text
 //! each device: data there and back ─ flood ─ driver unbound and bound (a reset) ─ data again
 //! ```
-//! Devices are found in sysfs by their number (virtio 1.2, 5). The one that the root is on is not reset.
+//! Devices are found in sysfs by their number (virtio 1.2, 5). The one that the root is on is not reset; memory
+//! is, where the host takes it back for that (`isopod.selftest.memory=MIB`).
 
 mod balloon;
+mod memory;
 mod net;
 mod storage;
 mod streams;
@@ -17,6 +19,7 @@ mod streams;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use crate::log;
@@ -24,6 +27,11 @@ use crate::log;
 const DEVICES: &str = "/sys/bus/virtio/devices";
 /// Acknowledged, driver, features agreed on, driver ready (virtio 1.2, 2.1): what a device in use says.
 const IN_USE: &str = "0x0000000f";
+
+/// Of each device.
+const RESETS: usize = 3;
+/// Until a disk that its driver makes in the background is there.
+const BACKGROUND: Duration = Duration::from_secs(60);
 
 /// A device that does not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +65,11 @@ pub(crate) fn wanted() -> Option<usize> {
     word(&line, "isopod.selftest=")?.parse().ok()
 }
 
-/// Pages that the host will ask back.
-fn balloon_pages() -> i64 {
+/// What the kernel's command line says after `name`; 0, if it does not.
+fn number(name: &str) -> u64 {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let pages = word(&line, "isopod.selftest.balloon=");
-    pages.and_then(|pages| pages.parse().ok()).unwrap_or(0)
+    let number = word(&line, name);
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// Whether the machine rests afterwards, so that the host can look at it.
@@ -100,6 +108,26 @@ impl Device {
         name.ok_or_else(|| SelfTestError::Wrong(format!("{path:?} is empty")))
     }
 
+    /// The disk that is made of this device, however far below it in sysfs, once it is there.
+    fn descendant(&self) -> Result<String, SelfTestError> {
+        let began = Instant::now();
+        let path = fs::canonicalize(&self.path).map_err(system("find", &self.path))?;
+        let disks = Path::new("/sys/block");
+        loop {
+            for entry in fs::read_dir(disks).map_err(system("list", disks))? {
+                let disk = entry.map_err(system("list", disks))?;
+                let below = fs::canonicalize(disk.path()).is_ok_and(|disk| disk.starts_with(&path));
+                if let (true, Ok(name)) = (below, disk.file_name().into_string()) {
+                    return Ok(name);
+                }
+            }
+            expect(began.elapsed() < BACKGROUND, || {
+                format!("{path:?} has become no disk")
+            })?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn attribute(&self, name: &str) -> Result<String, SelfTestError> {
         let path = self.path.join(name);
         let text = fs::read_to_string(&path).map_err(system("read", &path))?;
@@ -131,10 +159,10 @@ impl Device {
             3 => streams::console(scale),
             4 => streams::entropy(scale),
             19 => streams::vsock(scale),
+            24 => memory::used(scale),
             26 => storage::share(scale),
-            27 => storage::range(scale),
+            27 => storage::range(self, scale),
             5 => balloon::size(),
-            // Memory: what it does, it does when the host asks.
             _ => Ok("in use".to_owned()),
         }
     }
@@ -160,10 +188,10 @@ impl Device {
         let root = word(&line, "root=/dev/").unwrap_or_default();
         match self.kind {
             2 => self.child("block").is_ok_and(|name| root == name),
-            27 => root.starts_with("pmem"),
+            27 => self.descendant().is_ok_and(|name| root == name),
             3 => line.contains("console=hvc"),
-            // Memory that is in use cannot be given back.
-            24 => true,
+            // Memory that is in use cannot be given back, unless the host takes it.
+            24 => memory::offered() == 0,
             _ => false,
         }
     }
@@ -173,8 +201,9 @@ impl Device {
         if self.is_needed() {
             return Ok(format!("{first}; needed, not reset"));
         }
-        for _ in 0..3 {
-            self.reset()?;
+        match self.kind {
+            24 => memory::reset(self, RESETS)?,
+            _ => (0..RESETS).try_for_each(|_| self.reset())?,
         }
         let again = self.exercise(scale)?;
         Ok(format!("{first}; after three resets {again}"))

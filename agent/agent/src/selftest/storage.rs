@@ -159,8 +159,8 @@ fn flood(file: &File, path: &Path, blocks: u64, scale: usize) -> Result<(), Self
 
 /// A range of memory as a block device. The host lets nobody change it, whatever the guest's kernel
 /// thinks: what is written does not arrive. Flushes are the device's only requests.
-pub(super) fn range(scale: usize) -> Result<String, SelfTestError> {
-    let path = Path::new("/dev/pmem0");
+pub(super) fn range(device: &Device, scale: usize) -> Result<String, SelfTestError> {
+    let path = &Path::new("/dev").join(device.descendant()?);
     let open = |write| {
         let mut options = File::options();
         let options = options
