@@ -33,6 +33,17 @@ pub(crate) struct Growth {
     now: Mutex<Now>,
     /// Told once for each time that it begins.
     short: AtomicBool,
+    /// Somebody is about to take back what is not wanted, or does.
+    settling: AtomicBool,
+}
+
+/// The one who takes back, until it is done or given up.
+struct Turn(Arc<Growth>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.settling.store(false, Ordering::Release);
+    }
 }
 
 /// Where the machine is between its bounds.
@@ -68,6 +79,7 @@ impl Growth {
                 granted: bounds.boot.cpus,
             }),
             short: AtomicBool::new(false),
+            settling: AtomicBool::new(false),
         }
     }
 
@@ -167,26 +179,36 @@ impl Growth {
         granted.map_err(|error| engine_error(error, effects))
     }
 
-    /// Work for the driver, if there is something to take back.
+    /// Work for the driver, if there is something to take back. The end of that work is a reason to ask
+    /// again.
     pub fn settle(self: Arc<Self>, effects: Effects) -> Option<Effect> {
         if effects.gone().is_some() {
             return None;
         }
-        // Somebody acts on the size just now: what is wanted may be less than what comes of it.
-        let idle = match self.now.try_lock() {
-            Ok(now) => now.most.min(*self.wanted.borrow()) == now.most,
-            Err(_) => false,
-        };
-        if idle {
-            return None;
-        }
+        let turn = self.turn()?;
         Some(Box::pin(async move {
-            match self.shrink(&effects).await {
+            match turn.0.shrink(&effects).await {
                 Ok(()) | Err(Error::VmGone(_)) => {}
                 Err(error) => tracing::warn!(%error, "shrink the machine"),
             }
+            drop(turn);
             Box::new(|_: &mut super::State| {}) as Change
         }))
+    }
+
+    /// For one at a time: two who wait for each other's end would, by asking again after it, never come to
+    /// theirs.
+    fn turn(self: Arc<Self>) -> Option<Turn> {
+        if self.settling.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        let turn = Turn(self);
+        // Somebody acts on the size just now: what is wanted may be less than what comes of it.
+        let idle = match turn.0.now.try_lock() {
+            Ok(now) => now.most.min(*turn.0.wanted.borrow()) == now.most,
+            Err(_) => false,
+        };
+        (!idle).then_some(turn)
     }
 }
 
@@ -202,5 +224,35 @@ fn grow_error(size: Size, error: Error) -> Error {
         error => Error::Failed(format!(
             "give the virtual machine {cpus} CPUs and {memory_mib} MiB of memory: {error}"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The driver asks after the end of every act. Once there was always one more to wait for.
+    #[tokio::test]
+    async fn one_at_a_time_takes_back_and_then_nobody() {
+        let size = Size {
+            cpus: 1,
+            memory_mib: 512,
+        };
+        let bounds = Bounds {
+            boot: size,
+            most: size,
+            own_mib: 0,
+        };
+        let growth = Arc::new(Growth::new(bounds, None));
+        assert!(growth.clone().turn().is_none(), "nothing to take back");
+
+        let grows = growth.now.lock().await;
+        let turn = growth.clone().turn().expect("after what grows now");
+        assert!(growth.clone().turn().is_none(), "there is one already");
+        drop(turn);
+        let turn = growth.clone().turn().expect("it still grows");
+        drop(grows);
+        drop(turn);
+        assert!(growth.clone().turn().is_none(), "nothing to take back");
     }
 }
