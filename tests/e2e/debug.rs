@@ -12,7 +12,9 @@ use isopod_tests::{Background, Bed, Case, Finished, Need, check_contains, check_
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::isopod("tells_what_is_in_a_pod", tells).needs(&[Need::Cli]),
+    Case::isopod("tells_what_is_in_a_pod", tells)
+        .needs(&[Need::Cli])
+        .smoke(),
     Case::isopod("is_off_unless_the_settings_allow_it", off).needs(&[Need::Cli]),
 ];
 

@@ -52,6 +52,7 @@ pub(crate) fn run(bed: &Bed, mut cases: Vec<(String, Case)>) -> Result<()> {
         .borrow_mut()
         .set("", "engine", "\"kvm\"")
         .set("vm", "cpus", 2)
+        .set("debug", "console", true)
         .set("timeouts", "boot", BOOT)
         .set("timeouts", "request", 300);
     let settings = bed.settings.borrow().clone();
