@@ -76,11 +76,17 @@ fn clock(bed: &Bed) -> Result<()> {
             .map(|time| time.as_nanos())
     };
     let container = bed.container().sleeping()?;
-    let margin = 200_000_000;
+    // What the host's measurement and the guest's frequency may be wrong by, on a machine under load.
+    let margin = 100_000_000;
     for _ in 0..4 {
         let before = now()?;
         let guest: u128 = container.output([PATH, "clock"])?.parse()?;
         let after = now()?;
+        eprintln!(
+            "the guest's clock lies {:.1} % between the ends of {} ms",
+            (guest as f64 - before as f64) / (after - before) as f64 * 100.0,
+            (after - before) / 1_000_000
+        );
         ensure!(
             (before - margin..after + margin).contains(&guest),
             "the guest's clock is {guest}, the host's between {before} and {after}"

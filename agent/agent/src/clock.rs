@@ -1,31 +1,38 @@
 //! The guest's clocks: since boot, and the wall clock that follows the host's.
+//!
+//! The host measures how far the wall clock is off, the kernel's own discipline (RFC 5905, section 12, as
+//! adjtimex(2) has it) makes up for it: little by little and never backwards, learning on the way by how
+//! much the clock runs fast or slow. What is too far off for that is set at once.
 
 use std::io;
 
-use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use isopod_protocol::agent::ClockOffset;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// A wall clock that is off by more is set at once, below it is slewed: programs see time go on.
-const STEP_NS: i64 = 500_000_000;
-/// Not worth a correction: a round trip of the call takes as long.
-const TOLERANCE_NS: i64 = 1_000_000;
+use crate::sys;
+
+/// A clock that is off by more is set at once: RFC 5905's step threshold (section 11.3), 125 ms there and
+/// 128 ms in what the field runs.
+const STEP_NS: u64 = 128_000_000;
 
 const SECOND: i64 = 1_000_000_000;
 
 /// What to do about an offset.
 #[derive(Debug, PartialEq, Eq)]
 enum Correction {
-    Nothing,
-    /// Microseconds to make up for.
-    Slew(i64),
-    Step,
+    /// Nanoseconds to make up for, and by how much they may be wrong.
+    Slew { by: i64, error: u64 },
+    /// Nanoseconds to set it forward.
+    Step(i64),
 }
 
-/// How to correct a clock that is `offset` nanoseconds ahead.
-fn correction(offset: i64) -> Correction {
-    match offset.checked_abs() {
-        Some(size) if size <= TOLERANCE_NS => Correction::Nothing,
-        Some(size) if size <= STEP_NS => Correction::Slew(-offset / 1_000),
-        _ => Correction::Step,
+fn correction(offset: &ClockOffset) -> Correction {
+    let by = offset.ahead_ns.saturating_neg();
+    if offset.at_once || by.unsigned_abs() > STEP_NS {
+        Correction::Step(by)
+    } else {
+        let error = offset.error_ns;
+        Correction::Slew { by, error }
     }
 }
 
@@ -45,21 +52,12 @@ pub(crate) fn now() -> i64 {
     nanoseconds(clock_gettime(ClockId::Realtime))
 }
 
-/// Moves the wall clock towards the host's; answers how far ahead it was, in nanoseconds.
-pub(crate) fn follow(host_ns: i64) -> io::Result<i64> {
-    let offset = now().saturating_sub(host_ns);
+/// Moves the wall clock towards the host's.
+pub(crate) fn correct(offset: &ClockOffset) -> io::Result<()> {
     match correction(offset) {
-        Correction::Nothing => {}
-        Correction::Slew(microseconds) => crate::sys::slew_clock(microseconds)?,
-        Correction::Step => {
-            let time = Timespec {
-                tv_sec: host_ns.div_euclid(SECOND),
-                tv_nsec: host_ns.rem_euclid(SECOND),
-            };
-            clock_settime(ClockId::Realtime, time)?;
-        }
+        Correction::Slew { by, error } => sys::slew_clock(by, error),
+        Correction::Step(by) => sys::step_clock(by.div_euclid(SECOND), by.rem_euclid(SECOND)),
     }
-    Ok(offset)
 }
 
 #[cfg(test)]
@@ -67,16 +65,33 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
+    const fn slew(by: i64) -> Correction {
+        Correction::Slew { by, error: 7 }
+    }
+
     #[rstest]
-    #[case(0, Correction::Nothing)]
-    #[case(-1_000_000, Correction::Nothing)]
-    #[case(2_000_000, Correction::Slew(-2_000))]
-    #[case(-2_000_000, Correction::Slew(2_000))]
-    #[case(500_000_000, Correction::Slew(-500_000))]
-    #[case(500_000_001, Correction::Step)]
-    #[case(-1_700_000_000_000_000_000, Correction::Step)]
-    #[case(i64::MIN, Correction::Step)]
-    fn small_offsets_slew_and_large_ones_step(#[case] offset: i64, #[case] expected: Correction) {
-        assert_eq!(correction(offset), expected);
+    #[case(0, slew(0))]
+    #[case(2_000, slew(-2_000))]
+    #[case(-128_000_000, slew(128_000_000))]
+    #[case(128_000_001, Correction::Step(-128_000_001))]
+    #[case(-1_700_000_000_000_000_000, Correction::Step(1_700_000_000_000_000_000))]
+    #[case(i64::MIN, Correction::Step(i64::MAX))]
+    fn small_offsets_slew_and_large_ones_step(#[case] ahead: i64, #[case] expected: Correction) {
+        let offset = ClockOffset {
+            ahead_ns: ahead,
+            error_ns: 7,
+            ..Default::default()
+        };
+        assert_eq!(correction(&offset), expected);
+    }
+
+    #[test]
+    fn before_the_first_program_every_offset_steps() {
+        let offset = ClockOffset {
+            ahead_ns: 2_000,
+            at_once: true,
+            ..Default::default()
+        };
+        assert_eq!(correction(&offset), Correction::Step(-2_000));
     }
 }

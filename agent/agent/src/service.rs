@@ -81,7 +81,6 @@ impl Service {
         }
         let system = rustix::system::uname();
         if self.place.sockets.is_none() {
-            clock::follow(request.realtime_ns).map_err(|e| act("set the clock", e))?;
             if !request.hostname.is_empty() {
                 nix::unistd::sethostname(&request.hostname)
                     .map_err(|e| act("set the host name", e))?;
@@ -127,9 +126,12 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: SyncClockRequest,
     ) -> Answer<SyncClockResponse> {
+        // Outside a guest the clock is the host's own.
+        if let (Some(offset), None) = (request.offset.as_ref(), &self.place.sockets) {
+            clock::correct(offset).map_err(|e| act("correct the clock", e))?;
+        }
         let mut response = SyncClockResponse::new();
-        response.offset_ns =
-            clock::follow(request.realtime_ns).map_err(|e| act("set the clock", e))?;
+        response.realtime_ns = clock::now();
         Ok(response)
     }
 

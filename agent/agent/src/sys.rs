@@ -17,16 +17,50 @@ extern "C" fn main(_: libc::c_int, _: *const *const libc::c_char) -> libc::c_int
     libc::c_int::from(crate::start())
 }
 
-/// Makes the clock run up to 500 ppm faster or slower until `offset_us` microseconds are made up for;
-/// replaces a correction that is still going on (adjtime(3)'s mode).
-pub(crate) fn slew_clock(offset_us: i64) -> io::Result<()> {
+/// How fast the kernel's phase-locked loop makes up for an offset: a sixteenth of what is left each second
+/// (`2^-(2 + constant)`, Linux's kernel/time/ntp.c), which also suits corrections 2 to 30 s apart.
+const TIME_CONSTANT: libc::c_long = 2;
+
+/// Hands the wall clock's offset of `by` nanoseconds, known to `error`, to the kernel's discipline.
+pub(crate) fn slew_clock(by: i64, error: u64) -> io::Result<()> {
+    let mut timex = timex();
+    timex.modes = libc::ADJ_NANO
+        | libc::ADJ_STATUS
+        | libc::ADJ_TIMECONST
+        | libc::ADJ_OFFSET
+        | libc::ADJ_MAXERROR
+        | libc::ADJ_ESTERROR;
+    timex.status = libc::STA_PLL;
+    timex.constant = TIME_CONSTANT;
+    timex.offset = by;
+    // In microseconds, whatever the unit of the offset is.
+    let error = i64::try_from(error / 1_000).unwrap_or(i64::MAX);
+    timex.maxerror = by
+        .saturating_abs()
+        .saturating_div(1_000)
+        .saturating_add(error);
+    timex.esterror = error;
+    adjust(&mut timex)
+}
+
+/// Sets the wall clock forward by `seconds` and a part of a second, in nanoseconds; seconds may be
+/// negative.
+pub(crate) fn step_clock(seconds: i64, nanoseconds: i64) -> io::Result<()> {
+    let mut timex = timex();
+    timex.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
+    timex.time.tv_sec = seconds;
+    timex.time.tv_usec = nanoseconds;
+    adjust(&mut timex)
+}
+
+fn timex() -> libc::timex {
     // SAFETY: timex is plain integers, for which zero is a valid value.
-    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
-    timex.modes = libc::ADJ_OFFSET_SINGLESHOT;
-    timex.offset = offset_us;
+    unsafe { std::mem::zeroed() }
+}
+
+fn adjust(timex: &mut libc::timex) -> io::Result<()> {
     // SAFETY: the kernel reads and writes this one structure, which outlives the call.
-    let result = unsafe { libc::adjtimex(&raw mut timex) };
-    if result < 0 {
+    if unsafe { libc::adjtimex(timex) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! When the guest's clock is to be corrected: every 30 seconds, and at once when the host's clock was
-//! set or the host woke from suspend.
+//! When the guest's clock is to be corrected: every 30 seconds, more often at first while the guest learns
+//! how fast its clock goes, and at once when the host's clock was set or the host woke from suspend.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -7,10 +7,12 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 use crate::host::readable::Readable;
 
+/// Doubles until it is the period.
+const FIRST: Duration = Duration::from_secs(2);
 const PERIOD: Duration = Duration::from_secs(30);
 /// Never comes: 2^40 seconds after the epoch.
 const FAR: Timespec = Timespec {
@@ -20,7 +22,9 @@ const FAR: Timespec = Timespec {
 
 /// Tells when.
 pub(crate) struct Clock {
-    ticks: Interval,
+    next: Instant,
+    /// From that moment to the one after it.
+    wait: Duration,
     /// A timer that the kernel cancels when the wall clock jumps (timerfd_create(2),
     /// TFD_TIMER_CANCEL_ON_SET); resume from suspend counts as a jump. Absent where it is not to be
     /// had: the period remains.
@@ -29,14 +33,15 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub fn new() -> Self {
-        let mut ticks = interval(PERIOD);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The agent's greeting set the clock a moment ago.
-        ticks.reset();
         let jumps = timer()
             .inspect_err(|error| tracing::debug!(%error, "watch the host's clock"))
             .ok();
-        Self { ticks, jumps }
+        // It was set a moment ago, after the greeting.
+        Self {
+            next: Instant::now() + FIRST,
+            wait: FIRST * 2,
+            jumps,
+        }
     }
 
     /// Waits until a correction is due. May be dropped and called again.
@@ -48,7 +53,10 @@ impl Clock {
             }
         };
         tokio::select! {
-            _ = self.ticks.tick() => {}
+            () = sleep_until(self.next) => {
+                self.next = Instant::now() + self.wait;
+                self.wait = (self.wait * 2).min(PERIOD);
+            }
             () = jump => {}
         }
     }
@@ -100,10 +108,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_period_makes_it_due() {
+    async fn is_due_ever_less_often() {
         let mut clock = Clock::new();
-        let begin = tokio::time::Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            let begin = Instant::now();
+            clock.due().await;
+            waits.push(begin.elapsed().as_secs());
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stops_waiting_and_comes_back_misses_nothing() {
+        let mut clock = Clock::new();
+        let begin = Instant::now();
+        for _ in 0..3 {
+            let due = tokio::time::timeout(Duration::from_millis(500), clock.due()).await;
+            assert!(due.is_err());
+        }
         clock.due().await;
-        assert_eq!(begin.elapsed().as_secs(), PERIOD.as_secs());
+        assert_eq!(begin.elapsed().as_secs(), 2);
     }
 }

@@ -1,4 +1,7 @@
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::json;
 use tokio::{
@@ -83,6 +86,16 @@ async fn next(events: &mut Receiver<Event>) -> String {
         Event::OutOfMemory { container } => format!("oom {container}"),
         Event::VmGone(reason) => format!("gone: {reason}"),
     }
+}
+
+#[test]
+fn the_guests_clock_is_set_before_anything_runs() {
+    with_pod(|pod| async {
+        let shown = Duration::from_nanos((*pod.agent.clock.lock().unwrap()).unsigned_abs());
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        assert!(now.abs_diff(shown) < Duration::from_secs(30), "{shown:?}");
+        pod
+    });
 }
 
 #[test]

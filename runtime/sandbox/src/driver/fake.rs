@@ -60,6 +60,8 @@ pub(super) struct FakeAgent {
     pub granted: Mutex<Option<String>>,
     /// Processors that the guest does not take offline.
     pub kept: Mutex<u32>,
+    /// What its wall clock shows: nanoseconds since the Unix epoch.
+    pub clock: Mutex<i64>,
     machine: watch::Sender<Option<String>>,
 }
 
@@ -112,6 +114,21 @@ impl Agent for FakeAgent {
         Ok(agent::HelloResponse {
             protocol_version: PROTOCOL_VERSION,
             kernel_release: "6.12-fake".into(),
+            ..Default::default()
+        })
+    }
+
+    async fn sync_clock(
+        &self,
+        _: &TtrpcContext,
+        request: agent::SyncClockRequest,
+    ) -> Answer<agent::SyncClockResponse> {
+        let mut clock = self.clock.lock().unwrap();
+        if let Some(offset) = request.offset.as_ref() {
+            *clock -= offset.ahead_ns;
+        }
+        Ok(agent::SyncClockResponse {
+            realtime_ns: *clock,
             ..Default::default()
         })
     }
@@ -321,6 +338,7 @@ pub(super) async fn pod(state: &Path) -> FakePod {
         processors: Mutex::new(Ok(64)),
         granted: Mutex::default(),
         kept: Mutex::default(),
+        clock: Mutex::default(),
         machine: machine.clone(),
     });
     let fake = FakeMachine {

@@ -153,8 +153,8 @@ impl Driver {
     fn sync_clock(&self) {
         let guest = self.guest.clone();
         self.effects.push(Box::pin(async move {
-            match guest.sync_clock().await {
-                Ok(offset) => tracing::trace!(offset, "guest clock"),
+            match guest.sync_clock(false).await {
+                Ok(offset) => tracing::trace!(?offset, "guest clock"),
                 Err(error) => tracing::debug!(%error, "correct the guest's clock"),
             }
             Box::new(|_: &mut State| {}) as effect::Change

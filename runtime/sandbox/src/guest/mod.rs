@@ -1,5 +1,6 @@
 //! The agent in the guest: its calls in our types. The only place that knows the agent's messages.
 
+mod clock;
 pub(crate) mod connect;
 mod convert;
 mod error;
@@ -9,7 +10,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use isopod_protocol::{
@@ -58,6 +59,8 @@ pub(crate) struct Guest {
     /// For one request.
     limit: Duration,
     introduction: Introduction,
+    /// Held by whoever corrects the guest's clock.
+    clock: tokio::sync::Mutex<()>,
 }
 
 /// What the agent is told of its pod.
@@ -74,7 +77,7 @@ const LATER: Duration = Duration::from_secs(1);
 type Answer<T> = Result<T, GuestError>;
 
 impl Guest {
-    /// Connects to a serving agent and greets it.
+    /// Connects to a serving agent, greets it and sets the guest's clock.
     pub async fn connect(
         vsock: PathBuf,
         limit: Duration,
@@ -86,8 +89,10 @@ impl Guest {
             vsock,
             limit,
             introduction,
+            clock: tokio::sync::Mutex::default(),
         };
         let greeting = guest.hello().await?;
+        guest.sync_clock(true).await?;
         Ok((guest, greeting))
     }
 
@@ -117,7 +122,6 @@ impl Guest {
     async fn hello(&self) -> Answer<Greeting> {
         let request = agent::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
-            realtime_ns: now_ns(),
             shared_tag: paths::SHARED_TAG.to_owned(),
             hostname: self.introduction.hostname.clone(),
             debug_console: self.introduction.debug_console,
@@ -136,18 +140,6 @@ impl Guest {
             kernel_release: convert::plain(&answer.kernel_release),
             agent_version: convert::plain(&answer.agent_version),
         })
-    }
-
-    /// Corrects the guest's wall clock; answers how far it was off, in nanoseconds.
-    pub async fn sync_clock(&self) -> Answer<i64> {
-        let request = agent::SyncClockRequest {
-            realtime_ns: now_ns(),
-            ..Default::default()
-        };
-        let answer = self
-            .ask(self.client().sync_clock(self.context(), &request))
-            .await?;
-        Ok(answer.offset_ns)
     }
 
     /// Opens a connection for the stream `id` and introduces it.
@@ -352,12 +344,4 @@ async fn bounded<T>(limit: Duration, call: impl Future<Output = ttrpc::Result<T>
 
 fn deadline(limit: Duration) -> context::Context {
     context::with_timeout(i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX))
-}
-
-/// The host's wall clock in nanoseconds since the Unix epoch.
-fn now_ns() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
