@@ -6,25 +6,21 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use isopod_sandbox::debug::{Answer, Console};
-use isopod_settings::Settings;
 use tokio::runtime::Runtime;
 
-use crate::list::{self, Name};
+use crate::{list::Name, look::Look};
 
 const PROMPT: &str = "isopod> ";
 
 /// Asks what `question` says, or what standard input says line by line.
 pub fn run(config: Option<&Path>, pod: &str, question: &[String]) -> anyhow::Result<ExitCode> {
-    let root = rustix::process::geteuid().is_root();
-    ensure!(root, "only root may look into pods");
-    let settings = Settings::load(config)?;
-    let Name { namespace, id } = list::find(list::names(), pod)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
+    let Look {
+        settings,
+        name: Name { namespace, id },
+        runtime,
+    } = Look::at(config, pod)?;
     let console = runtime.block_on(Console::open(&settings, &namespace, &id))?;
     match question {
         [] => converse(&runtime, console),

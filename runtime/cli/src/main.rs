@@ -10,6 +10,7 @@ mod check;
 mod debug;
 mod gather;
 mod list;
+mod look;
 mod machine;
 mod metrics;
 mod processes;

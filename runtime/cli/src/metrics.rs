@@ -2,22 +2,18 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use isopod_sandbox::metrics::Metrics;
-use isopod_settings::Settings;
 
-use crate::list::{self, Name};
+use crate::{list::Name, look::Look};
 
 /// Prints them, a line each, or as JSON.
 pub fn run(config: Option<&Path>, pod: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let root = rustix::process::geteuid().is_root();
-    ensure!(root, "only root may look into pods");
-    let settings = Settings::load(config)?;
-    let Name { namespace, id } = list::find(list::names(), pod)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
+    let Look {
+        settings,
+        name: Name { namespace, id },
+        runtime,
+    } = Look::at(config, pod)?;
     let metrics = runtime.block_on(Metrics::of_pod(&settings, &namespace, &id))?;
     let text = if json {
         serde_json::to_string_pretty(&metrics)? + "\n"

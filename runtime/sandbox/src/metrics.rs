@@ -26,6 +26,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub struct Metrics {
     /// Accesses of the guest that nobody answered.
     pub unanswered: u64,
+    /// Processors that the host lets run: those with lower numbers than this.
+    pub cpus: u32,
     /// Processors, but for those that are in the guest at this moment.
     pub vcpus: Vec<VcpuMetrics>,
     /// Devices, in the machine's order.
@@ -141,10 +143,11 @@ impl Metrics {
     pub fn lines(&self) -> Vec<String> {
         let Self {
             unanswered,
+            cpus,
             vcpus,
             devices,
         } = self;
-        let mut lines = vec![format!("unanswered {unanswered}")];
+        let mut lines = vec![format!("unanswered {unanswered}"), format!("cpus {cpus}")];
         for VcpuMetrics {
             id,
             ports,
@@ -213,6 +216,7 @@ impl From<MetricsResponse> for Metrics {
     fn from(told: MetricsResponse) -> Self {
         Self {
             unanswered: told.unanswered,
+            cpus: told.cpus,
             vcpus: told.vcpus.into_iter().map(VcpuMetrics::from).collect(),
             devices: told.devices.into_iter().map(DeviceMetrics::from).collect(),
         }
@@ -266,6 +270,7 @@ mod tests {
     fn metrics() -> Metrics {
         Metrics {
             unanswered: 1,
+            cpus: 2,
             vcpus: vec![VcpuMetrics {
                 id: 1,
                 ports: 2,
@@ -291,6 +296,7 @@ mod tests {
     fn each_has_a_line() {
         let expected = [
             "unanswered 1",
+            "cpus 2",
             "vcpu.1.ports 2",
             "vcpu.1.mmio 3",
             "vcpu.1.emulated 4",

@@ -95,15 +95,12 @@ mod tests {
 
     use isopod_control::{
         monitor::{Counter, Device, MetricsResponse},
-        monitor_ttrpc::{Monitor, create_monitor},
+        monitor_ttrpc::Monitor,
     };
-    use tokio::net::UnixStream;
-    use ttrpc::asynchronous::{
-        Client, Server, TtrpcContext,
-        transport::{Listener, Socket},
-    };
+    use ttrpc::asynchronous::TtrpcContext;
 
     use super::*;
+    use crate::engine::kvm::fake;
 
     /// Plugs what it is asked for, up to `takes` MiB, a little later, and has four processors.
     struct Fake {
@@ -157,14 +154,7 @@ mod tests {
             asked: Mutex::default(),
             granted: Mutex::default(),
         });
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let incoming = futures::stream::iter([Ok::<_, std::io::Error>(theirs)]);
-        let mut server = Server::new()
-            .add_listener(Listener::new(incoming))
-            .register_service(create_monitor(fake.clone()));
-        server.start().await.unwrap();
-        std::mem::forget(server);
-        let control = MonitorClient::new(Client::new(Socket::new(ours)));
+        let control = fake::serve(fake.clone()).await;
         (Hotplug { mib: 1024, control }, fake)
     }
 

@@ -1,5 +1,7 @@
 //! isopod's own monitor, isopod-vmm: one jailed process per machine.
 
+#[cfg(test)]
+mod fake;
 mod found;
 mod hotplug;
 mod machine;

@@ -1,26 +1,19 @@
 //! Operators come and go at a monitor that is made up.
 
-use std::{io, sync::Mutex};
+use std::sync::Mutex;
 
 use async_trait::async_trait;
 use isopod_control::{
     monitor::{Counter, Device, Empty, MetricsResponse, Queue},
-    monitor_ttrpc::{Monitor, create_monitor},
+    monitor_ttrpc::Monitor,
     parcel::Parcels,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::AsyncWriteExt as _;
-use ttrpc::{
-    Code,
-    asynchronous::{
-        Client, Server, TtrpcContext,
-        transport::{Listener, Socket},
-    },
-    error::get_rpc_status,
-};
+use ttrpc::{Code, asynchronous::TtrpcContext, error::get_rpc_status};
 
 use super::*;
-use crate::operator::ask;
+use crate::{engine::kvm::fake, operator::ask};
 
 /// Has a console with one place.
 struct Fake {
@@ -97,14 +90,7 @@ async fn rig(console: bool) -> Rig {
         attached: Mutex::default(),
         refusal: Mutex::default(),
     });
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let incoming = futures::stream::iter([Ok::<_, io::Error>(theirs)]);
-    let mut server = Server::new()
-        .add_listener(Listener::new(incoming))
-        .register_service(create_monitor(fake.clone()));
-    server.start().await.unwrap();
-    std::mem::forget(server);
-    let control = MonitorClient::new(Client::new(Socket::new(ours)));
+    let control = fake::serve(fake.clone()).await;
     let desk = Desk::new(control, console.then_some(parcels));
     Rig {
         dir,
