@@ -10,12 +10,11 @@
 
 mod call;
 mod clock;
-mod container;
 mod effect;
 mod growth;
+mod operation;
 mod process;
 mod state;
-mod update;
 
 use std::{
     sync::Arc,
@@ -123,7 +122,7 @@ impl Driver {
 
     fn take(&mut self, call: Call) {
         let effects = self.effects();
-        if let Some(effect) = container::take(call, &mut self.state, effects) {
+        if let Some(effect) = operation::take(call, &mut self.state, effects) {
             self.effects.push(effect);
         }
         // Before that effect begins: it may wait for what it needs.

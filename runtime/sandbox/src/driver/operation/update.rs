@@ -2,13 +2,16 @@
 
 use oci_spec::runtime::LinuxResources;
 
-use super::{
-    Reply,
-    container::{alive, answer, change},
-    effect::{Effect, Effects},
-    state::State,
+use super::{alive, answer, change};
+use crate::{
+    Error,
+    driver::{
+        Reply,
+        effect::{Effect, Effects},
+        state::State,
+    },
+    plan,
 };
-use crate::{Error, plan};
 
 pub(super) fn update(
     container: String,
