@@ -18,7 +18,9 @@
 //!
 //! Sources: Intel SDM vol. 1, 13 (XSAVE), vol. 2 (instructions), vol. 3, 4 (paging), 6 (exceptions).
 
+mod access;
 mod general;
+mod outcome;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod walk;
@@ -28,10 +30,14 @@ mod xsave;
 #[cfg(test)]
 mod tests;
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
-use isopod_memory::{AddressSpace, Bytes, GuestAddress, GuestMemory};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+use isopod_memory::GuestMemory;
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
+
+pub(crate) use access::Access;
+pub use outcome::EmulateError;
+pub(crate) use outcome::{Exception, Halt};
 
 use crate::{HypervisorError, error::kvm, msrs};
 
@@ -45,96 +51,6 @@ pub(crate) enum Emulated {
     Completed,
     /// The guest gets an exception.
     Faulted,
-}
-
-/// Why an instruction could not be completed: the machine cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum EmulateError {
-    /// Neither KVM nor this module knows it.
-    #[error("instruction at {rip:#x} is not emulated: {text} ({bytes:02x?})")]
-    Unknown {
-        /// Where it is.
-        rip: u64,
-        /// Its name.
-        text: String,
-        /// Itself.
-        bytes: Vec<u8>,
-    },
-    /// Not 64-bit mode with paging.
-    #[error("instruction at {rip:#x}: only 64-bit mode is emulated")]
-    Mode {
-        /// Where it is.
-        rip: u64,
-    },
-    /// It cannot be read.
-    #[error("instruction at {rip:#x} is not in guest memory")]
-    Fetch {
-        /// Where it is.
-        rip: u64,
-    },
-    /// KVM does not give or take a register.
-    #[error(transparent)]
-    Kvm(#[from] HypervisorError),
-}
-
-/// An exception (Intel SDM vol. 3, table 6-1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Exception {
-    pub vector: u8,
-    pub error_code: Option<u32>,
-    /// For CR2.
-    pub address: Option<u64>,
-}
-
-impl Exception {
-    const BREAKPOINT: Self = Self::plain(3, None);
-    const UNDEFINED: Self = Self::plain(6, None);
-    const NOT_AVAILABLE: Self = Self::plain(7, None);
-    const PROTECTION: Self = Self::plain(13, Some(0));
-
-    const fn plain(vector: u8, error_code: Option<u32>) -> Self {
-        Self {
-            vector,
-            error_code,
-            address: None,
-        }
-    }
-
-    const fn page_fault(address: u64, error_code: u32) -> Self {
-        Self {
-            vector: 14,
-            error_code: Some(error_code),
-            address: Some(address),
-        }
-    }
-}
-
-/// Why an instruction did not complete.
-#[derive(Debug)]
-pub(crate) enum Halt {
-    /// It faults; nothing of it happened that may not have.
-    Fault(Exception),
-    /// It cannot be done.
-    Error(EmulateError),
-}
-
-impl From<Exception> for Halt {
-    fn from(exception: Exception) -> Self {
-        Self::Fault(exception)
-    }
-}
-
-impl From<HypervisorError> for Halt {
-    fn from(error: HypervisorError) -> Self {
-        Self::Error(error.into())
-    }
-}
-
-/// Whether an access writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
 }
 
 /// The processor's state that is too large or too rare to be fetched for every instruction.
@@ -290,113 +206,6 @@ impl Cpu<'_> {
         }
         self.general.rip = next;
         Ok(Some(None))
-    }
-
-    /// Reads as much of an instruction as is there.
-    fn fetch(&self, rip: u64, bytes: &mut [u8; LONGEST]) -> usize {
-        let mut done = 0;
-        for (at, byte) in bytes.iter_mut().enumerate() {
-            let address = rip.wrapping_add(at as u64);
-            let mut one = [0];
-            if walk::translate(
-                self.memory,
-                &self.system,
-                self.general.rflags,
-                address,
-                None,
-            )
-            .ok()
-            .and_then(|physical| self.memory.read_slice(&mut one, physical).ok())
-            .is_none()
-            {
-                break;
-            }
-            *byte = one[0];
-            done = at + 1;
-        }
-        done
-    }
-
-    /// The virtual address of the memory operand.
-    fn address(&self, instruction: &Instruction) -> Result<u64, Halt> {
-        let operand = (0..instruction.op_count())
-            .find(|operand| instruction.op_kind(*operand) == iced_x86::OpKind::Memory);
-        operand
-            .and_then(|operand| {
-                instruction.virtual_address(operand, 0, |register, _, _| {
-                    Some(match register {
-                        Register::FS => self.system.fs.base,
-                        Register::GS => self.system.gs.base,
-                        // Bases of the other segments are zero in 64-bit mode.
-                        _ if register.is_segment_register() => 0,
-                        _ => self.register(register),
-                    })
-                })
-            })
-            .ok_or(Halt::Fault(Exception::UNDEFINED))
-    }
-
-    /// Reads guest memory by virtual address.
-    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Halt> {
-        let mut rest = bytes;
-        let mut address = address;
-        while !rest.is_empty() {
-            let (piece, physical) = self.piece(address, rest.len(), Access::Read)?;
-            let (now, later) = rest.split_at_mut(piece);
-            self.memory
-                .read_slice(now, physical)
-                .map_err(|_| Exception::PROTECTION)?;
-            rest = later;
-            address = address.wrapping_add(piece as u64);
-        }
-        Ok(())
-    }
-
-    /// Writes guest memory by virtual address: all of it, or nothing if any page refuses.
-    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Halt> {
-        let mut at = address;
-        let mut left = bytes.len();
-        while left > 0 {
-            let (piece, _) = self.piece(at, left, Access::Write)?;
-            at = at.wrapping_add(piece as u64);
-            left -= piece;
-        }
-        let mut rest = bytes;
-        let mut at = address;
-        while !rest.is_empty() {
-            let (piece, physical) = self.piece(at, rest.len(), Access::Write)?;
-            let (now, later) = rest.split_at(piece);
-            self.memory
-                .write_slice(now, physical)
-                .map_err(|_| Exception::PROTECTION)?;
-            rest = later;
-            at = at.wrapping_add(piece as u64);
-        }
-        Ok(())
-    }
-
-    /// The bytes at `address` that lie on one page, at most `wanted`, and where they are.
-    fn piece(
-        &self,
-        address: u64,
-        wanted: usize,
-        access: Access,
-    ) -> Result<(usize, GuestAddress), Halt> {
-        let flags = self.general.rflags;
-        let physical = walk::translate(self.memory, &self.system, flags, address, Some(access))?;
-        let on_page = (walk::PAGE - (address & (walk::PAGE - 1))) as usize;
-        Ok((on_page.min(wanted), physical))
-    }
-
-    /// Where 16 aligned bytes of guest memory are in this process, if they may be written.
-    fn host_address(&self, address: u64) -> Result<*mut u8, Halt> {
-        let (_, physical) = self.piece(address, 16, Access::Write)?;
-        let inside = isopod_memory::contains(self.memory, physical, 16);
-        self.memory
-            .get_host_address(physical)
-            .ok()
-            .filter(|_| inside)
-            .ok_or(Halt::Fault(Exception::PROTECTION))
     }
 }
 
