@@ -318,7 +318,11 @@ impl Device for Blk {
             Ok(true)
         })?;
         let submitted = flight.as_mut().is_none_or(Flight::submit);
-        if left == Some(true) || !submitted {
+        let full = flight.as_ref().is_some_and(Flight::is_full);
+        // What the host had in memory is done already: answered in this round, without another sleep.
+        self.land(rings)?;
+        let room = full && !self.flight.as_ref().is_some_and(Flight::is_full);
+        if left == Some(true) || !submitted || room {
             rings.again(0);
         }
         Ok(())
