@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
     Case::isopod("processors_follow_the_limits", processors).within(240),
     Case::isopod("memory_follows_the_limits", memory).within(300),
     Case::isopod("a_limit_in_use_is_refused", limit_in_use),
-    Case::isopod("a_third_processor_comes_with_a_limit", third_processor).smoke(),
+    Case::isopod("the_machine_has_what_a_limit_asks_for", has_it).smoke(),
 ];
 
 /// What comes after an answer, or beside one.
@@ -149,19 +149,23 @@ fn memory(bed: &Bed) -> Result<()> {
 
 /// In the pod that the monitor's cases share the machine grows for the second container; elsewhere each is a
 /// pod of its own, which boots so large.
-fn third_processor(bed: &Bed) -> Result<()> {
+fn has_it(bed: &Bed) -> Result<()> {
     const ONLINE: [&str; 2] = ["cat", "/sys/devices/system/cpu/online"];
     let quiet = bed.container().sleeping()?;
-    let before = quiet.output(ONLINE)?;
-    let limits = ["--cpu-quota", "300000", "--cpu-period", "100000"];
-    let busy = bed.container().flags(limits).sleeping()?;
+    let (memory, online) = (total(&quiet)?, quiet.output(ONLINE)?);
+    let cpus = ["--cpu-quota", "300000", "--cpu-period", "100000"];
+    let memory_limit = ["--memory-limit", "134217728"];
+    let busy = bed.container().flags(cpus).flags(memory_limit).sleeping()?;
     check_eq!(busy.output(ONLINE)?, "0-2");
-    // It works: a program runs on it.
+    let grown = total(&busy)?;
+    ensure!(grown > memory + 110, "{memory} MiB became {grown}");
+    // What was added works: a program runs on the third processor.
     let on_third = "taskset 4 sh -c 'set -- $(cat /proc/self/stat); shift 38; echo $1'";
     check_eq!(busy.output(["sh", "-c", on_third])?, "2");
     busy.end()?;
     let less = eventually("the machine is as it was", SOON, || {
-        Ok((quiet.output(ONLINE)? == before).then_some(()))
+        let now = (total(&quiet)?, quiet.output(ONLINE)?);
+        Ok((now.0 < memory + 64 && now.1 == online).then_some(()))
     });
     less.with_context(|| told(bed))?;
     quiet.end()

@@ -73,33 +73,20 @@ pub(super) struct KvmMachine {
     _operators: Operators,
 }
 
-/// What can be added to a guest's memory: nothing where supervisor mode is interpreted.
-fn hotplug_mib(plan: &PodPlan, found: Found) -> u64 {
+/// What can be added to a guest's memory: whole blocks.
+fn hotplug_mib(plan: &PodPlan) -> u64 {
     let spare = plan.vm.spare_memory_mib;
-    match found.emulated_supervisor {
-        true => 0,
-        false => spare - spare % MEMORY_BLOCK_MIB,
-    }
+    spare - spare % MEMORY_BLOCK_MIB
 }
 
 /// What the monitor is told.
 fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
     let vm = &plan.vm;
-    // Where supervisor mode is interpreted every driver costs a boot seconds, and that of the image as
-    // memory works on the second processor beside the boot. That stalled once, before guests were kept
-    // from hypercalls that do not return there; two boots since did not, which is too few to tell: guests
-    // have the least.
-    let mut slots = SlotsConfig {
+    let slots = SlotsConfig {
         console: plan.settings.debug.console,
+        balloon: true,
+        hotplug_mib: hotplug_mib(plan),
         ..SlotsConfig::default()
-    };
-    let root = match found.emulated_supervisor {
-        true => RootConfig::Blk,
-        false => {
-            slots.balloon = true;
-            slots.hotplug_mib = hotplug_mib(plan, found);
-            RootConfig::Pmem
-        }
     };
     let descriptors = MonitorDescriptors {
         parcels: slots.console.then_some(PARCELS_FD),
@@ -112,7 +99,7 @@ fn config(plan: &PodPlan, found: Found) -> MonitorConfig {
         protocol: ProtocolConfig::default(),
         command_line: vm.kernel.command_line.clone(),
         emulated_supervisor: found.emulated_supervisor,
-        root,
+        root: RootConfig::Pmem,
         fs: Some(vm.fs.clone()),
         vsock: Some(vm.vsock),
         slots,
@@ -203,7 +190,7 @@ pub(super) async fn start(
         control,
         console,
         errors,
-        hotplug_mib: hotplug_mib(plan, found),
+        hotplug_mib: hotplug_mib(plan),
     })
 }
 
