@@ -60,11 +60,11 @@ impl Machine {
     pub fn find() -> Self {
         let target_dir = target_dir();
         let bin_dir = env_path("ISOPOD_BIN_DIR").unwrap_or_else(|| {
-            ["release", "debug"]
-                .map(|profile| target_dir.join(profile))
+            let made = target_dir.join("x86_64-unknown-linux-gnu/release");
+            [made.clone(), target_dir.join("debug")]
                 .into_iter()
                 .find(|dir| dir.join(SHIM).exists())
-                .unwrap_or_else(|| target_dir.join("release"))
+                .unwrap_or(made)
         });
         let guest = target_dir.join("guest-artifacts");
         Self {
