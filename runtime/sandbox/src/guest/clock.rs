@@ -7,8 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use isopod_protocol::agent::{ClockOffset, SyncClockRequest};
 use protobuf::MessageField;
+use tokio::time::timeout;
 
-use super::{Answer, Guest};
+use super::{Answer, Guest, GuestError};
 
 /// Round trips for one measurement, at most.
 const TRIES: usize = 4;
@@ -38,10 +39,21 @@ impl Offset {
 
 impl Guest {
     /// Measures the guest's wall clock and has it corrected, a little at a time unless it is far off;
-    /// `at_once` if no program can have looked at it yet.
-    pub async fn sync_clock(&self, at_once: bool) -> Answer<Offset> {
-        // One at a time: a correction would be taken for the clock's own going.
-        let _turn = self.clock.lock().await;
+    /// `at_once` if no program can have looked at it yet. Nothing is answered if that is going on already:
+    /// the other's correction would be taken for the clock's own going, and a guest that does not answer
+    /// is not to gather who waits for it.
+    pub async fn sync_clock(&self, at_once: bool) -> Answer<Option<Offset>> {
+        let Ok(_turn) = self.clock.try_lock() else {
+            return Ok(None);
+        };
+        // All of it within one request's limit: a guest that dawdles gains nothing.
+        match timeout(self.limit, self.set_right(at_once)).await {
+            Ok(offset) => offset.map(Some),
+            Err(_) => Err(GuestError::TimedOut(self.limit)),
+        }
+    }
+
+    async fn set_right(&self, at_once: bool) -> Answer<Offset> {
         let mut best = self.measure().await?;
         for _ in 1..TRIES {
             if best.error <= GOOD {
