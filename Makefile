@@ -39,7 +39,8 @@ export ISOPOD_ENGINE  := $(ENGINE)
 help:
 	@echo 'make demo [ENGINE=auto|kvm|qemu]   run an OCI image in a virtual machine of its own, with private containerd'
 	@echo 'make test [TESTS=name]         every test, or the end-to-end tests whose names contain TESTS'
-	@echo '                               (TESTS=kvm-smoke: those that run on the monitor, too)'
+	@echo '                               (TESTS=kvm-smoke: those that run on the monitor, too; of the groups in'
+	@echo '                               ISOPOD_TEST_MONITOR=identity,streams all do)'
 	@echo 'make build                     host binaries, guest kernel, guest image'
 	@echo 'make install [DESTDIR=] [PREFIX=/usr/local]   what make build has built; as root'
 	@echo 'make bench                     performance tables; JSON in $(TARGET_DIR)/bench'

@@ -129,7 +129,8 @@ impl Case {
         }
     }
 
-    pub(crate) fn variants(&self) -> impl Iterator<Item = Variant> + use<> {
+    /// All that it runs on. `monitored`: on isopod's own monitor in any case.
+    pub(crate) fn variants(&self, monitored: bool) -> impl Iterator<Item = Variant> + use<> {
         let variant = |runtime| Variant {
             runtime,
             newer: false,
@@ -148,7 +149,7 @@ impl Case {
             (self.on == On::Both).then_some(variant(Runtime::Runc)),
             Some(isopod),
             self.newer.then_some(newer),
-            (self.smoke != Smoke::No).then_some(smoke),
+            (self.smoke != Smoke::No || monitored).then_some(smoke),
         ]
         .into_iter()
         .flatten()

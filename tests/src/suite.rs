@@ -147,7 +147,7 @@ impl Suite {
     /// Every case, on everything that it runs on.
     fn all(&self) -> impl Iterator<Item = Found> {
         let variants = |group: &'static str, case: &'static Case| {
-            case.variants().map(move |variant| Found {
+            case.variants(monitored(group)).map(move |variant| Found {
                 name: case.full_name(group, variant),
                 case: *case,
                 variant,
@@ -206,6 +206,13 @@ fn selects(arguments: &Arguments, name: &str) -> bool {
         false => name.contains(filter.as_str()),
     };
     arguments.filter.as_ref().is_none_or(fits) && !arguments.skip.iter().any(fits)
+}
+
+/// `ISOPOD_TEST_MONITOR` names groups, with commas between, all of whose cases run on the monitor too, in the
+/// pod that they share: too many for every day where KVM interprets kernels. A case that needs a pod of its own
+/// fails there.
+fn monitored(group: &str) -> bool {
+    env::var("ISOPOD_TEST_MONITOR").is_ok_and(|groups| groups.split(',').any(|name| name == group))
 }
 
 /// Ends this process, with what could explain it, when its time is over.
