@@ -10,24 +10,34 @@ use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 
 /// What makes an inode the same inode: where it is mounted, device, number, and when it was made
 /// (numbers are used again, also those of devices and mounts).
+///
+/// A file or directory on overlayfs keeps all of that when it is copied up, before its first change, but for
+/// the time: that becomes the copy's. It is no part of an identity there. A guest that is told of another
+/// inode drops what it knows of the old one, and with it everything that it has mounted on or below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     pub mount: u64,
     device: (u32, u32),
     number: u64,
-    birth: (i64, u32),
+    birth: Option<(i64, u32)>,
     pub kind: u16,
 }
 
 impl Identity {
-    pub fn of(stat: &Statx) -> Self {
+    fn of(stat: &Statx, keeps_birth: bool) -> Self {
+        let birth = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
         Self {
             mount: stat.stx_mnt_id,
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             number: stat.stx_ino,
-            birth: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
+            birth: keeps_birth.then_some(birth),
             kind: stat.stx_mode & (libc::S_IFMT as u16),
         }
+    }
+
+    /// Whether statx(2) said this of the same inode.
+    pub fn is_of(&self, stat: &Statx) -> bool {
+        *self == Self::of(stat, self.birth.is_some())
     }
 }
 
@@ -35,12 +45,15 @@ impl Identity {
 pub(super) struct Reached {
     pub fd: OwnedFd,
     pub stat: Statx,
+    pub identity: Identity,
 }
 
 impl Reached {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let stat = stat(&fd)?;
-        Ok(Self { fd, stat })
+        let overlay = rustix::fs::fstatfs(&fd)?.f_type == libc::OVERLAYFS_SUPER_MAGIC;
+        let identity = Identity::of(&stat, !overlay);
+        Ok(Self { fd, stat, identity })
     }
 
     /// The entry of a directory, links not followed.

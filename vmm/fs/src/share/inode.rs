@@ -66,7 +66,7 @@ impl Inode {
     pub fn new(node: u64, reached: Reached, seen: Option<(Arc<Self>, CString)>) -> Arc<Self> {
         Arc::new(Self {
             node,
-            identity: Identity::of(&reached.stat),
+            identity: reached.identity,
             way: Mutex::new(Way {
                 fd: Some(Arc::new(reached.fd)),
                 seen,
@@ -116,7 +116,7 @@ impl Inode {
         };
         while let Some((inode, name)) = below.pop() {
             let reached = Reached::by_name(&fd, &name).map_err(|_| stale())?;
-            if Identity::of(&reached.stat) != inode.identity {
+            if reached.identity != inode.identity {
                 return Err(stale());
             }
             fd = Arc::new(reached.fd);

@@ -124,7 +124,7 @@ impl Inodes {
         reached: Reached,
         seen: Option<(&Arc<Inode>, &CStr)>,
     ) -> io::Result<Arc<Inode>> {
-        let identity = Identity::of(&reached.stat);
+        let identity = reached.identity;
         let seen = seen.map(|(directory, name)| (directory.clone(), name.to_owned()));
         let mut table = self.write();
         if let Some(node) = table.by_identity.get(&identity).copied()
@@ -235,7 +235,7 @@ impl Inodes {
             let Ok(reached) = Reached::by_name(directory, name) else {
                 continue;
             };
-            let identity = Identity::of(&reached.stat);
+            let identity = reached.identity;
             let known = {
                 let table = self.read();
                 let node = table.by_identity.get(&identity);
@@ -312,8 +312,7 @@ impl Inodes {
         let Ok(_alone) = self.naming.try_write() else {
             return false;
         };
-        let same =
-            stat_by_name(&directory, &name).is_ok_and(|stat| Identity::of(&stat) == inode.identity);
+        let same = stat_by_name(&directory, &name).is_ok_and(|stat| inode.identity.is_of(&stat));
         if same && inode.way().fd.take().is_some() {
             self.let_go.fetch_add(1, Ordering::Relaxed);
         }
