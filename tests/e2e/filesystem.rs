@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     Case::both("bind_mount_read_write", bind_rw).smoke(),
     Case::both("bind_mount_read_only", bind_ro),
     Case::both("bind_mount_of_a_file", bind_file),
+    Case::both("bind_mounts_stay", binds_stay),
     Case::both("bind_mount_sees_changes_of_the_host", bind_live),
     Case::both("tmpfs_mount", tmpfs),
     Case::both("owners_and_modes_are_kept", owners),
@@ -105,6 +106,31 @@ fn bind_file(bed: &Bed) -> Result<()> {
     check_eq!(run.out(), "10.0.0.1 somewhere\n");
     check_eq!(fs::read_to_string(file)?, "10.0.0.1 somewhere\nmore\n");
     Ok(())
+}
+
+/// As Kubernetes has them, below a directory of the image that changes when a target is made in it; and what
+/// the guest knows of that directory is old by the time that they are looked at.
+fn binds_stay(bed: &Bed) -> Result<()> {
+    let volume = bed.volume()?;
+    let targets = ["/etc/hosts", "/etc/passwd", "/etc/config/file", "/bin/tool"];
+    let mut run = bed.container();
+    for (n, target) in targets.iter().enumerate() {
+        let source = volume.join(n.to_string());
+        fs::write(&source, format!("{n}\n"))?;
+        run = run.bind(&source, target, "rw");
+    }
+    let container = run.bind(&volume, "/etc/volume", "rw").sleeping()?;
+    let script = format!("cat {} /etc/volume/0", targets.join(" "));
+    for _ in 0..2 {
+        check_eq!(container.output(["sh", "-c", &script])?, "0\n1\n2\n3\n0");
+        std::thread::sleep(Duration::from_secs(2));
+        container.exec(["touch", "/etc/changed"])?.ok()?;
+    }
+    container
+        .exec(["sh", "-c", "echo more >> /etc/hosts"])?
+        .ok()?;
+    check_eq!(fs::read_to_string(volume.join("0"))?, "0\nmore\n");
+    container.end()
 }
 
 fn bind_live(bed: &Bed) -> Result<()> {

@@ -19,7 +19,6 @@ pub const CASES: &[Case] = &[
         "a_pod_ends_with_its_containers_deleted_first",
         order_of_deletion,
     ),
-    Case::both("files_are_bound_into_each_container", bound_files),
     Case::both("a_failed_container_leaves_the_pod_alone", failed_container),
     Case::both("a_pod_is_counted_in_its_own_control_group", control_group),
     Case::both("twenty_pods_at_once_ten_times", many)
@@ -106,23 +105,6 @@ fn two_containers(bed: &Bed) -> Result<()> {
     side.end()?;
     app.end()?;
     pod.end()
-}
-
-/// As Kubernetes does with /etc/hosts, /etc/hostname and /etc/resolv.conf: the target is not in the image. What
-/// the guest knows of it is old by the time that it is looked at.
-fn bound_files(bed: &Bed) -> Result<()> {
-    let file = bed.volume()?.join("hosts");
-    fs::write(&file, "of the host\n")?;
-    let container = bed.container().bind(&file, "/etc/hosts", "rw").sleeping()?;
-    for _ in 0..3 {
-        check_eq!(container.output(["cat", "/etc/hosts"])?, "of the host");
-        thread::sleep(Duration::from_secs(3));
-    }
-    container
-        .exec(["sh", "-c", "echo more >> /etc/hosts"])?
-        .ok()?;
-    check_eq!(fs::read_to_string(&file)?, "of the host\nmore\n");
-    container.end()
 }
 
 fn come_and_go(bed: &Bed) -> Result<()> {

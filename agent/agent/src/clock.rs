@@ -1,6 +1,6 @@
 //! The guest's clocks: since boot, and the wall clock that follows the host's.
 //!
-//! The host measures how far the wall clock is off, the kernel's own discipline (RFC 5905, section 12, as
+//! The host measures how far the wall clock is off, the kernel's own discipline (RFC 5905, section 11.3, as
 //! adjtimex(2) has it) makes up for it: little by little and never backwards, learning on the way by how
 //! much the clock runs fast or slow. What is too far off for that is set at once.
 
@@ -11,8 +11,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::sys;
 
-/// A clock that is off by more is set at once: RFC 5905's step threshold (section 11.3), 125 ms there and
-/// 128 ms in what the field runs.
+/// A clock that is off by more is set at once: NTP's step threshold (STEPT of RFC 5905).
 const STEP_NS: u64 = 128_000_000;
 
 const SECOND: i64 = 1_000_000_000;

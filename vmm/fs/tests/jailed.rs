@@ -26,6 +26,38 @@ fn connected(process: &mut Process) -> FrontEnd {
 }
 
 #[test]
+fn what_overlayfs_copies_up_stays_the_same_inode() {
+    if !can_run("what_overlayfs_copies_up_stays_the_same_inode") {
+        return;
+    }
+    let mut process = Process::ready(false);
+    let mut guest = connected(&mut process);
+    let place = process.shared().join("container");
+    let layers = process.shared().join("layers");
+    for dir in ["lower/etc", "upper", "work"] {
+        fs::create_dir_all(layers.join(dir)).unwrap();
+    }
+    fs::create_dir(&place).unwrap();
+    fs::write(layers.join("lower/etc/file"), "of the image").unwrap();
+    let at = layers.display();
+    let options = format!("lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work");
+    let overlay = Some("overlay");
+    mount(overlay, &place, overlay, MsFlags::empty(), Some(&*options)).unwrap();
+    let mut look = || {
+        let container = guest.lookup(ROOT, b"container").unwrap();
+        let directory = guest.lookup(container, b"etc").unwrap();
+        (directory, guest.lookup(directory, b"file").unwrap())
+    };
+    let before = look();
+    // File systems count time in ticks: the copies are made later than what they are copies of.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    fs::write(place.join("etc/file"), "of the container").unwrap();
+    assert!(layers.join("upper/etc/file").exists(), "copied up");
+    assert_eq!(look(), before);
+    assert_eq!(guest.read(before.1, 100).unwrap(), b"of the container");
+}
+
+#[test]
 fn mounts_that_the_host_makes_later_arrive() {
     if !can_run("mounts_that_the_host_makes_later_arrive") {
         return;

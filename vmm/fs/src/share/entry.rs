@@ -33,7 +33,7 @@ impl Share {
         reached: Reached,
     ) -> io::Result<Entry> {
         let stat = reached.stat;
-        let inode = self.inodes.remember(reached, Some((parent, name)))?;
+        let inode = self.inodes.remember(reached, parent, Some(name))?;
         Ok(self.entry(&inode, &stat, parent))
     }
 
@@ -112,8 +112,9 @@ impl Share {
 
     pub(super) fn remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> io::Result<()> {
         let name = component(name)?;
-        let directory = self.inodes.fd(&self.inodes.get(parent)?)?;
-        let _naming = self.inodes.taking_away(&[(&directory, name)]);
+        let parent = self.inodes.get(parent)?;
+        let directory = self.inodes.fd(&parent)?;
+        let _naming = self.inodes.taking_away(&[(&parent, name)]);
         Ok(rustix::fs::unlinkat(&directory, name, flags)?)
     }
 
@@ -124,13 +125,13 @@ impl Share {
         flags: u32,
     ) -> io::Result<()> {
         let (old, new) = (component(old)?, component(new)?);
-        let from = self.inodes.fd(&self.inodes.get(from)?)?;
-        let to = self.inodes.fd(&self.inodes.get(to)?)?;
+        let (from, to) = (self.inodes.get(from)?, self.inodes.get(to)?);
+        let (from_fd, to_fd) = (self.inodes.fd(&from)?, self.inodes.fd(&to)?);
         let _naming = self.inodes.taking_away(&[(&from, old), (&to, new)]);
         Ok(rustix::fs::renameat_with(
-            &from,
+            &from_fd,
             old,
-            &to,
+            &to_fd,
             new,
             RenameFlags::from_bits_retain(flags),
         )?)
@@ -196,7 +197,7 @@ impl Share {
         let fd = rustix::fs::openat(&directory, c".", flags | OFlags::TMPFILE | exclusive, mode)?;
         let reached = Reached::new(self.name_again(&fd)?)?;
         let stat = reached.stat;
-        let inode = self.inodes.remember(reached, None)?;
+        let inode = self.inodes.remember(reached, &parent, None)?;
         let entry = self.entry(&inode, &stat, &parent);
         Ok((entry, self.opened(entry.inode, fd, flags)))
     }

@@ -24,7 +24,19 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    fn of(stat: &Statx, keeps_birth: bool) -> Self {
+    /// Of what was reached from `directory`: what lies on the same mount lies on the same file system, which
+    /// is asked, with a request to its server if it has one, only where a mount begins.
+    pub fn of(reached: &Reached, directory: Option<&Self>) -> Self {
+        let keeps_birth = match directory {
+            Some(directory) if directory.mount == reached.stat.stx_mnt_id => {
+                directory.birth.is_some()
+            }
+            _ => !is_overlay(&reached.fd),
+        };
+        Self::from(&reached.stat, keeps_birth)
+    }
+
+    fn from(stat: &Statx, keeps_birth: bool) -> Self {
         let birth = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
         Self {
             mount: stat.stx_mnt_id,
@@ -37,7 +49,7 @@ impl Identity {
 
     /// Whether statx(2) said this of the same inode.
     pub fn is_of(&self, stat: &Statx) -> bool {
-        *self == Self::of(stat, self.birth.is_some())
+        *self == Self::from(stat, self.birth.is_some())
     }
 }
 
@@ -45,15 +57,12 @@ impl Identity {
 pub(super) struct Reached {
     pub fd: OwnedFd,
     pub stat: Statx,
-    pub identity: Identity,
 }
 
 impl Reached {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let stat = stat(&fd)?;
-        let overlay = rustix::fs::fstatfs(&fd)?.f_type == libc::OVERLAYFS_SUPER_MAGIC;
-        let identity = Identity::of(&stat, !overlay);
-        Ok(Self { fd, stat, identity })
+        Ok(Self { fd, stat })
     }
 
     /// The entry of a directory, links not followed.
@@ -61,6 +70,10 @@ impl Reached {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Self::new(rustix::fs::openat(directory, name, flags, Mode::empty())?)
     }
+}
+
+fn is_overlay(fd: impl AsFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|system| system.f_type == libc::OVERLAYFS_SUPER_MAGIC)
 }
 
 /// What is asked of statx(2): attributes, and what makes an inode the same.

@@ -63,12 +63,17 @@ pub(super) struct Way {
 
 impl Inode {
     /// One that was just reached.
-    pub fn new(node: u64, reached: Reached, seen: Option<(Arc<Self>, CString)>) -> Arc<Self> {
+    pub fn new(
+        node: u64,
+        identity: Identity,
+        fd: OwnedFd,
+        seen: Option<(Arc<Self>, CString)>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             node,
-            identity: reached.identity,
+            identity,
             way: Mutex::new(Way {
-                fd: Some(Arc::new(reached.fd)),
+                fd: Some(Arc::new(fd)),
                 seen,
             }),
             used: AtomicBool::new(true),
@@ -116,7 +121,7 @@ impl Inode {
         };
         while let Some((inode, name)) = below.pop() {
             let reached = Reached::by_name(&fd, &name).map_err(|_| stale())?;
-            if reached.identity != inode.identity {
+            if !inode.identity.is_of(&reached.stat) {
                 return Err(stale());
             }
             fd = Arc::new(reached.fd);

@@ -76,7 +76,8 @@ pub(super) struct Inodes {
 
 impl Inodes {
     pub fn new(root: Reached, limit: usize) -> Self {
-        let root = Inode::new(ROOT_ID, root, None);
+        let identity = Identity::of(&root, None);
+        let root = Inode::new(ROOT_ID, identity, root.fd, None);
         let inodes = Self {
             table: RwLock::default(),
             root,
@@ -118,14 +119,16 @@ impl Inodes {
         Ok(self.take_back(inode, inode.walk(MAX_DEPTH)?))
     }
 
-    /// Tells the guest of an inode: its number, counted once more. `seen` is where it was found.
+    /// Tells the guest of an inode: its number, counted once more. It was found in `directory`, by `name`
+    /// unless it has none.
     pub fn remember(
         &self,
         reached: Reached,
-        seen: Option<(&Arc<Inode>, &CStr)>,
+        directory: &Arc<Inode>,
+        name: Option<&CStr>,
     ) -> io::Result<Arc<Inode>> {
-        let identity = reached.identity;
-        let seen = seen.map(|(directory, name)| (directory.clone(), name.to_owned()));
+        let identity = Identity::of(&reached, Some(&directory.identity));
+        let seen = name.map(|name| (directory.clone(), name.to_owned()));
         let mut table = self.write();
         if let Some(node) = table.by_identity.get(&identity).copied()
             && let Some(known) = table.by_node.get_mut(&node)
@@ -155,7 +158,7 @@ impl Inodes {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
         table.last_node += 1;
-        let inode = Inode::new(table.last_node, reached, seen);
+        let inode = Inode::new(table.last_node, identity, reached.fd, seen);
         table.by_identity.insert(identity, inode.node);
         table.by_node.insert(
             inode.node,
@@ -225,17 +228,18 @@ impl Inodes {
 
     /// To be held while `names` are taken away or change their meaning. Inodes that could not be
     /// reached afterwards are brought back first.
-    pub fn taking_away<'a>(&'a self, names: &[(&Arc<OwnedFd>, &CStr)]) -> RwLockReadGuard<'a, ()> {
+    pub fn taking_away<'a>(&'a self, names: &[(&Arc<Inode>, &CStr)]) -> RwLockReadGuard<'a, ()> {
         let guard = self.naming.read().unwrap_or_else(PoisonError::into_inner);
         if self.let_go.load(Ordering::Relaxed) == 0 {
             return guard;
         }
         for (directory, name) in names {
             // What does not exist, or was never told to the guest, needs no care.
-            let Ok(reached) = Reached::by_name(directory, name) else {
+            let reached = self.fd(directory).and_then(|fd| Reached::by_name(fd, name));
+            let Ok(reached) = reached else {
                 continue;
             };
-            let identity = reached.identity;
+            let identity = Identity::of(&reached, Some(&directory.identity));
             let known = {
                 let table = self.read();
                 let node = table.by_identity.get(&identity);

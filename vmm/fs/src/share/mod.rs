@@ -104,6 +104,3 @@ impl Share {
         self.submounts.load(Ordering::Relaxed)
     }
 }
-
-#[cfg(test)]
-mod tests;
